@@ -38,5 +38,5 @@ pub use relay::{
     OnRemoval, PrefixHashConfig, PriorityConfig, QueueConfig, RelayConfig, RetriesConfig, RoutingConfig,
     Strategy, TargetConfig, TenantConfig, TimeoutsConfig, WorkerCredentialConfig,
 };
-pub use values::{ByteSize, Sha256Hash, is_key_id};
+pub use values::{ByteSize, Secret, Sha256Hash, is_key_id};
 pub use worker::{HealthConfig, TlsConfig, WorkerConfig, WorkerDrainConfig, WorkerTimeoutsConfig};

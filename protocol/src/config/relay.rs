@@ -290,7 +290,7 @@ pub struct LimitsConfig {
     pub max_head_bytes: ByteSize,
     /// Header lines of one request. Default 100, 16 to 1,000. For new connections.
     pub max_headers: u32,
-    /// Bytes of one answer that the relay holds for a client that reads slowly. Default `256Ki`, `16Ki` to `16Mi`.
+    /// Bytes of one answer that the relay holds for a client that reads slowly. Default `256Ki`, `128Ki` to `16Mi`.
     pub response_window_bytes: ByteSize,
 }
 
@@ -573,7 +573,7 @@ impl RelayConfig {
         let head = ByteSize::kib(8)..=ByteSize::mib(1);
         check::range("limits.maxHeadBytes", &limits.max_head_bytes, &head)?;
         check::range("limits.maxHeaders", &limits.max_headers, &(16..=1000))?;
-        let window = ByteSize::kib(16)..=ByteSize::mib(16);
+        let window = ByteSize::kib(128)..=ByteSize::mib(16);
         check::range("limits.responseWindowBytes", &limits.response_window_bytes, &window)
     }
 

@@ -163,6 +163,33 @@ impl<'de> Deserialize<'de> for Sha256Hash {
     }
 }
 
+/// A secret as text, which shows itself only to [`Secret::expose`].
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Wraps a text; outer blanks, such as the line end of a file, do not count.
+    pub fn new(text: &str) -> Self {
+        Self(text.trim().to_owned())
+    }
+
+    /// The text itself.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether there is nothing in it, as in an empty file.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(***)")
+    }
+}
+
 /// Whether a text can be the id of a key `mr_<id>_<secret>`: 1 to 64 letters, digits and `-`.
 pub fn is_key_id(text: &str) -> bool {
     (1..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
@@ -218,6 +245,14 @@ mod tests {
         assert!(error.contains("64 hexadecimal digits"), "{error}");
         let sixty_four_bytes = "é".repeat(32);
         assert!(sixty_four_bytes.parse::<Sha256Hash>().is_err());
+    }
+
+    #[test]
+    fn a_secret_shows_itself_only_when_asked() {
+        let secret = Secret::new(" hush\n");
+        assert_eq!(secret.expose(), "hush");
+        assert_eq!(format!("{secret:?}"), "Secret(***)");
+        assert!(Secret::new("\n").is_empty());
     }
 
     #[test]
