@@ -1,2 +1,65 @@
-//! Placeholder.
-fn main() {}
+//! `cargo xtask`: what developers run. It fetches the real parts that tests and the demo
+//! need into a cache folder, runs the demo, and runs every check and test suite.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+mod cache;
+mod clock;
+mod demo;
+mod parts;
+mod process;
+mod progress;
+mod suites;
+mod workspace;
+
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", about = "Runs ModelRelay's demo, checks and tests")]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Start a real engine, a relay and a worker, and stream an answer through them.
+    Demo(demo::Options),
+    /// Run the checks and every test suite; REQUIRE_ALL=1 makes a skipped suite a failure.
+    Test(suites::TestOptions),
+    /// Formatting, lints, dependency rules and documentation, with warnings denied.
+    Check,
+    /// Fetch a part into the cache folder and print its path.
+    Fetch {
+        /// Which part.
+        part: parts::Part,
+    },
+}
+
+fn main() -> ExitCode {
+    let outcome = process::end_children_on_signals().and_then(|()| run(Args::parse().command));
+    match outcome {
+        Ok(code) => code,
+        Err(_) if process::interrupted() => {
+            eprintln!("interrupted");
+            ExitCode::from(130)
+        }
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<ExitCode> {
+    match command {
+        Command::Demo(options) => demo::run(&options, demo::Profile::Release).map(|()| ExitCode::SUCCESS),
+        Command::Test(options) => suites::test(&options),
+        Command::Check => suites::check(),
+        Command::Fetch { part } => {
+            println!("{}", part.path()?.display());
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}

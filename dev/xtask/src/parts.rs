@@ -1,0 +1,58 @@
+//! The real parts that the demo, the tests and the benchmark use, and how each is had from
+//! the package registries that the machine is set up for.
+
+use std::env;
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::ValueEnum;
+
+mod apt_sources;
+mod cargo_deny;
+mod debian;
+mod python;
+
+/// A part that can be fetched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Part {
+    /// llama.cpp's server: the one on PATH, else Debian's.
+    LlamaServer,
+    /// Gemma 3 270M as a GGUF file.
+    Model,
+    /// A GGUF file with random weights that loads in a tenth of a second.
+    TinyModel,
+    /// A Python that can import `openai` and `anthropic`.
+    PythonSdks,
+    /// The one on PATH, else Debian's.
+    Nginx,
+    /// The one on PATH, else Debian's.
+    Promtool,
+    /// The dependency checker.
+    CargoDeny,
+}
+
+impl Part {
+    /// Returns the path of the part's program or file, fetching it first when it is not there.
+    ///
+    /// # Errors
+    /// When it cannot be had on this machine.
+    pub(crate) fn path(self) -> Result<PathBuf> {
+        match self {
+            Self::LlamaServer => program("llama-server", &debian::LLAMA_SERVER),
+            Self::Model => python::model(),
+            Self::TinyModel => python::tiny_model(),
+            Self::PythonSdks => python::sdks(),
+            Self::Nginx => program("nginx", &debian::NGINX),
+            Self::Promtool => program("promtool", &debian::PROMTOOL),
+            Self::CargoDeny => cargo_deny::install(),
+        }
+    }
+}
+
+fn program(name: &str, package: &debian::Package) -> Result<PathBuf> {
+    on_path(name).map_or_else(|| debian::unpack(package), Ok)
+}
+
+fn on_path(name: &str) -> Option<PathBuf> {
+    env::split_paths(&env::var_os("PATH")?).map(|folder| folder.join(name)).find(|path| path.is_file())
+}
