@@ -1,9 +1,6 @@
 //! `cargo xtask demo`: one real engine, one relay, one worker, one answer.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::net::TcpListener;
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -15,14 +12,12 @@ use crate::clock::Stopwatch;
 use crate::parts::Part;
 use crate::process::{self, Running};
 use crate::progress::Step;
-use crate::{clock, workspace};
-
-mod chat;
+use crate::stack::{self, Stack};
+use crate::{chat, clock, workspace};
 
 const MODEL: &str = "gemma-3-270m";
 const QUESTION: &str = "What is a relay race?";
 const LOAD_LIMIT: Duration = Duration::from_secs(120);
-const START_LIMIT: Duration = Duration::from_secs(30);
 
 /// What the user can choose.
 #[derive(Debug, Default, Args)]
@@ -60,10 +55,11 @@ pub(crate) fn run(options: &Options, profile: Profile) -> Result<()> {
         None => start_engine(options.model_file.as_deref(), folder.path(), &mut running)?,
     };
     let binaries = build(profile)?;
-    let relay_url = start_relay_and_worker(&binaries, &backend_url, folder.path(), &mut running)?;
-
-    let step = Step::begin("Waiting until the worker offers a model");
-    let model = process::wait_ready("a model at the relay", START_LIMIT, &mut running, || {
+    let step = Step::begin("Starting the relay and the worker");
+    let stack = Stack { binaries: &binaries, folder: folder.path(), slots: 4 };
+    let relay_url = stack.start_relay(&mut running)?;
+    stack.start_worker(&relay_url, &backend_url, &mut running)?;
+    let model = process::wait_ready("a model at the relay", stack::START_LIMIT, &mut running, || {
         chat::first_model(&relay_url)
     })?;
     step.done();
@@ -103,7 +99,7 @@ fn build(profile: Profile) -> Result<PathBuf> {
 
 fn start_engine(model_file: Option<&Path>, folder: &Path, running: &mut Vec<Running>) -> Result<String> {
     let program = Part::LlamaServer.path()?;
-    let port = free_port()?.to_string();
+    let port = stack::free_port()?.to_string();
     let mut command = Command::new(program);
     command.args(["--host", "127.0.0.1", "--port", &port, "--parallel", "4", "--ctx-size", "8192"]);
     match model_file {
@@ -125,76 +121,6 @@ fn start_engine(model_file: Option<&Path>, folder: &Path, running: &mut Vec<Runn
     })?;
     step.done();
     Ok(url)
-}
-
-fn start_relay_and_worker(
-    binaries: &Path,
-    backend_url: &str,
-    folder: &Path,
-    running: &mut Vec<Running>,
-) -> Result<String> {
-    let secret = folder.join("worker-secret");
-    write_secret(&secret)?;
-    let (port, operations) = (free_port()?, free_port()?);
-    let mut relay = Command::new(binaries.join("modelrelay-relay"));
-    relay.args([
-        "--listen",
-        &format!("127.0.0.1:{port}"),
-        "--ops-listen",
-        &format!("127.0.0.1:{operations}"),
-    ]);
-    relay.arg("--worker-secret-file").arg(&secret);
-    let step = Step::begin("Starting the relay and the worker");
-    running.insert(
-        0,
-        Running::start_logged("the relay", without_settings(&mut relay), &folder.join("relay.log"))?,
-    );
-    let url = format!("http://127.0.0.1:{port}");
-    process::wait_ready("the relay's health", START_LIMIT, &mut running[..1], || {
-        chat::answers(&format!("{url}/health"))
-    })?;
-
-    let mut worker = Command::new(binaries.join("modelrelay-worker"));
-    worker.args([
-        "--relay-url",
-        &url,
-        "--backend-url",
-        backend_url,
-        "--name",
-        "demo",
-        "--max-concurrency",
-        "4",
-    ]);
-    worker.arg("--worker-secret-file").arg(&secret);
-    running.insert(
-        0,
-        Running::start_logged("the worker", without_settings(&mut worker), &folder.join("worker.log"))?,
-    );
-    step.done();
-    Ok(url)
-}
-
-/// Keeps settings that the user's shell may hold for other relays and workers out of the demo.
-fn without_settings(command: &mut Command) -> &mut Command {
-    for name in ["CONFIG_FILE", "WORKER_SECRET", "PROXY_URL", "RELAY_URL", "MODELS", "PROVIDER_NAME"] {
-        command.env_remove(name);
-    }
-    command
-}
-
-fn write_secret(path: &Path) -> Result<()> {
-    let mut random = [0; 32];
-    File::open("/dev/urandom")
-        .and_then(|mut file| file.read_exact(&mut random))
-        .context("read random bytes")?;
-    let text: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
-    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
-    file.and_then(|mut file| file.write_all(text.as_bytes())).context("write the worker secret")
-}
-
-fn free_port() -> Result<u16> {
-    let listener = TcpListener::bind("127.0.0.1:0").context("find a free port")?;
-    Ok(listener.local_addr().context("read the free port")?.port())
 }
 
 fn stay_up(running: &mut [Running]) -> Result<()> {
@@ -223,23 +149,4 @@ The relay listens on {url}; it takes requests without a key. Press Ctrl-C to sto
 
 "#
     )
-}
-
-#[cfg(test)]
-mod tests {
-    use std::fs;
-    use std::os::unix::fs::PermissionsExt;
-
-    use super::*;
-
-    #[test]
-    fn worker_secret_is_long_different_each_time_and_only_for_its_owner() {
-        let folder = tempfile::tempdir().unwrap();
-        let (one, two) = (folder.path().join("one"), folder.path().join("two"));
-        write_secret(&one).unwrap();
-        write_secret(&two).unwrap();
-        assert_eq!(fs::metadata(&one).unwrap().permissions().mode() & 0o777, 0o600);
-        assert_eq!(fs::read(&one).unwrap().len(), 64);
-        assert_ne!(fs::read(&one).unwrap(), fs::read(&two).unwrap());
-    }
 }

@@ -7,11 +7,13 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 mod cache;
+mod chat;
 mod clock;
 mod demo;
 mod parts;
 mod process;
 mod progress;
+mod stack;
 mod suites;
 mod workspace;
 

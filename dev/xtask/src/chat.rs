@@ -1,4 +1,4 @@
-//! The demo's side of the client API.
+//! The few requests that the demo and the benchmark make themselves, as any client would.
 
 use std::io::{BufRead, BufReader, Read};
 use std::time::Duration;
