@@ -34,9 +34,10 @@ mod tests;
 pub use check::Invalid;
 pub use read::{ConfigError, Parsed};
 pub use relay::{
-    AdminConfig, ClientKeyConfig, CorsConfig, DrainConfig, HeadersConfig, LimitsConfig, ModelConfig,
-    OnRemoval, PrefixHashConfig, PriorityConfig, QueueConfig, RelayConfig, RetriesConfig, RoutingConfig,
-    Strategy, TargetConfig, TenantConfig, TimeoutsConfig, WorkerCredentialConfig,
+    AdminConfig, ClientAuth, ClientAuthConfig, ClientKeyConfig, CorsConfig, DrainConfig, HeadersConfig,
+    LimitsConfig, ModelConfig, OnRemoval, PrefixHashConfig, PriorityConfig, QueueConfig, RelayConfig,
+    RetriesConfig, RoutingConfig, Strategy, TargetConfig, TenantConfig, TimeoutsConfig,
+    WorkerCredentialConfig,
 };
 pub use values::{ByteSize, Secret, Sha256Hash, is_key_id};
 pub use worker::{HealthConfig, TlsConfig, WorkerConfig, WorkerDrainConfig, WorkerTimeoutsConfig};

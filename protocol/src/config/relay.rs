@@ -47,7 +47,9 @@ pub struct RelayConfig {
     pub headers: HeadersConfig,
     /// Browsers of other origins. Default: none.
     pub cors: CorsConfig,
-    /// Who may ask; none leaves the client port open. Default none.
+    /// Whether clients need a key.
+    pub client_auth: ClientAuthConfig,
+    /// Who may ask. Default none.
     pub client_keys: Vec<ClientKeyConfig>,
     /// Weights of tenants in the fair share. Tenants that are not listed weigh 1.
     pub tenants: Vec<TenantConfig>,
@@ -74,6 +76,7 @@ impl Default for RelayConfig {
             limits: LimitsConfig::default(),
             headers: HeadersConfig::default(),
             cors: CorsConfig::default(),
+            client_auth: ClientAuthConfig::default(),
             client_keys: Vec::new(),
             tenants: Vec::new(),
             worker_credentials: Vec::new(),
@@ -349,6 +352,26 @@ pub struct CorsConfig {
     pub origins: Vec<String>,
 }
 
+/// `clientAuth`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ClientAuthConfig {
+    /// Default: `APIKeys` where `clientKeys` lists one, or did so since the relay started; else `None`, which
+    /// leaves the client port open. `None` is refused beside `clientKeys`.
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    pub kind: Option<ClientAuth>,
+}
+
+/// Whether clients need a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ClientAuth {
+    /// Whoever reaches the client port may ask.
+    None,
+    /// Only holders of one of `clientKeys`.
+    #[serde(rename = "APIKeys")]
+    ApiKeys,
+}
+
 /// One of `clientKeys`: who a key `mr_<id>_<secret>` is and what it grants.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -366,10 +389,10 @@ pub struct ClientKeyConfig {
     /// Models it may ask for, as clients name them. Default: all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub models: Vec<String>,
-    /// Requests in any minute, at least 1. Default: unlimited.
+    /// Requests a minute, in bursts of as many, at least 1. Default: unlimited.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub requests_per_minute: Option<u32>,
-    /// Tokens a minute, at least 1. Default: unlimited.
+    /// Tokens a minute, in bursts of as many, at least 1. Default: unlimited.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokens_per_minute: Option<u32>,
     /// Requests at once, at least 1. Default: unlimited.
@@ -415,10 +438,10 @@ pub struct WorkerCredentialConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_concurrent_requests: Option<u32>,
     /// What becomes of its workers when the entry goes or changes. Default `Disconnect`.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub on_removal: OnRemoval,
     /// Whether its workers see `authorization`, `x-api-key` and `cookie` of clients. Default false.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub forward_credentials: bool,
 }
 
@@ -605,6 +628,10 @@ impl RelayConfig {
     }
 
     fn check_client_keys(&self) -> Checked {
+        if self.client_auth.kind == Some(ClientAuth::None) && !self.client_keys.is_empty() {
+            let problem = "None would leave the client port open beside clientKeys; remove one of the two";
+            return Err(Invalid::new("clientAuth.type", problem));
+        }
         for (index, key) in self.client_keys.iter().enumerate() {
             let field = |name: &str| format!("clientKeys[{index}].{name}");
             if !is_key_id(&key.id) {
@@ -688,6 +715,10 @@ const KEPT_HEADERS: [&str; 14] = [
 fn covers(entry: &str, header: &str) -> bool {
     let entry = entry.to_ascii_lowercase();
     entry.strip_suffix('*').map_or(entry == header, |prefix| header.starts_with(prefix))
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 fn one() -> u32 {

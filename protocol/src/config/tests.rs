@@ -224,6 +224,10 @@ fn relay_values_out_of_range_are_refused_by_path() {
             "clientKeys: [{ id: a, sha256: HASH, tokensPerMinute: 0 }]",
             "clientKeys[0].tokensPerMinute: must be at least 1, is 0",
         ),
+        (
+            "{ clientAuth: { type: None }, clientKeys: [{ id: a, sha256: HASH }] }",
+            "clientAuth.type: None would leave the client port open beside clientKeys; remove one of the two",
+        ),
         ("workerCredentials: [{ sha256: HASH, pool: '' }]", "workerCredentials[0].pool: must not be empty"),
         (
             "workerCredentials: [{ sha256: HASH }, { sha256: HASH }]",
