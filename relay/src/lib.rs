@@ -15,6 +15,7 @@
 pub mod admin;
 pub mod admission;
 pub mod app;
+pub mod cli;
 pub mod dispatch;
 pub mod edge;
 pub mod http;
