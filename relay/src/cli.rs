@@ -6,7 +6,9 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use clap::{Parser, Subcommand};
 use modelrelay_protocol::config::{
@@ -15,8 +17,8 @@ use modelrelay_protocol::config::{
 use modelrelay_protocol::wellknown::env;
 
 use crate::keys;
-use crate::settings::{Given, Overrides, SecretSource, SettingsError, Source};
-use crate::telemetry::LogFilter;
+use crate::settings::{Given, Live, Overrides, SecretSource, SettingsError, Source};
+use crate::telemetry::{self, LogFilter};
 
 /// Flags and subcommands as they were typed.
 #[derive(Clone, Debug, Default, Parser)]
@@ -94,7 +96,7 @@ pub struct NewKey {
     models: Vec<String>,
 }
 
-/// How the program ends when it does not serve.
+/// How the program ends without serving.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Exit {
     /// The exit code: 0 after help, 2 after a mistake.
@@ -118,6 +120,46 @@ pub struct Resolved {
     pub log_filter: LogFilter,
     /// Whether only to validate.
     pub check_config: bool,
+}
+
+/// The whole program around `serve`: reads the command line and the settings, starts logging, and turns whatever
+/// ends it into an exit code (0 done, 1 failed while serving, 2 wrong flags or settings).
+pub fn main(serve: impl FnOnce(Arc<Live>) -> anyhow::Result<()>) -> ExitCode {
+    match prepare(std::env::args_os(), process_environment) {
+        Ok(live) => match serve(live) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                tracing::error!("Stopped: {error:#}");
+                ExitCode::FAILURE
+            }
+        },
+        Err(Exit { code: 0, text }) => {
+            println!("{}", text.trim_end());
+            ExitCode::SUCCESS
+        }
+        Err(Exit { code, text }) => {
+            eprintln!("{text}");
+            ExitCode::from(code)
+        }
+    }
+}
+
+fn prepare(
+    arguments: impl IntoIterator<Item = OsString>,
+    variable: impl Fn(&str) -> Option<String>,
+) -> Result<Arc<Live>, Exit> {
+    let args = parse(arguments)?;
+    if let Some(Command::Key(KeyCommand::New(options))) = &args.command {
+        return Err(Exit { code: 0, text: new_key(options)? });
+    }
+    let Resolved { source, log_filter, check_config } = resolve(&args, variable)?;
+    if check_config {
+        Live::check(&source)?;
+        return Err(Exit { code: 0, text: "the settings are valid".to_owned() });
+    }
+    // Before the settings are read: they may have something to say in the log.
+    telemetry::init(log_filter).map_err(|error| Exit { code: 1, text: error.to_string() })?;
+    Ok(Live::start(source)?)
 }
 
 /// Reads the flags.
@@ -383,6 +425,21 @@ mod tests {
         let entry = &config.worker_credentials[0];
         assert_eq!((entry.pool.as_str(), entry.sha256), ("rack", keys::sha256(key)));
         assert_eq!(keys::key_id(key), entry.name.as_deref());
+    }
+
+    #[test]
+    fn the_check_says_yes_or_names_the_field() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let file = folder.path().join("relay.yaml");
+        let check = |text: &str| {
+            std::fs::write(&file, text).unwrap();
+            let arguments =
+                ["relay".into(), "--check-config".into(), "--config".into(), file.clone().into_os_string()];
+            prepare(arguments, |_| None).unwrap_err()
+        };
+        assert_eq!(check("{}"), Exit { code: 0, text: "the settings are valid".to_owned() });
+        let text = format!("{}: retries.maxRequeues: must be at most 100, is 101", file.display());
+        assert_eq!(check("retries: { maxRequeues: 101 }"), Exit { code: 2, text });
     }
 
     #[test]
