@@ -156,8 +156,13 @@ impl Scheduler {
         while let Some(&(_, worker)) = self.penalties.first().filter(|(at, _)| *at <= now) {
             self.pardon(worker);
         }
+        // Slots are given away last, lest they go to a request that is due as well.
+        let mut freed = BTreeSet::new();
         while let Some(&(_, request)) = self.timers.first().filter(|(at, _)| *at <= now) {
-            self.expire(request, now);
+            freed.extend(self.expire(request, now));
+        }
+        for worker in freed {
+            self.fill(worker, now);
         }
     }
 

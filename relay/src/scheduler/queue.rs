@@ -243,7 +243,8 @@ struct Pace {
 impl Pace {
     fn departure(&mut self, now: Instant) {
         if let Some(last) = self.last.replace(now) {
-            self.interval = (self.interval * 7 + now.saturating_duration_since(last)) / 8;
+            let gap = now.saturating_duration_since(last);
+            self.interval = if self.interval.is_zero() { gap } else { (self.interval * 7 + gap) / 8 };
         }
     }
 }

@@ -115,6 +115,11 @@ impl Scheduler {
         self.models.by_name().filter(|model| model.listed > 0).map(|model| &model.name)
     }
 
+    /// Says whether a worker lists the model by name.
+    pub fn serves(&self, model: &str) -> bool {
+        self.models.find(model).is_some_and(|model| self.models[model].listed > 0)
+    }
+
     /// Returns what this relay would use more of this worker's slots for; none when nothing waits for it.
     pub fn demand(&self, worker: WorkerId, now: Instant) -> Option<Shortage> {
         let index = self.workers.find(worker)?;

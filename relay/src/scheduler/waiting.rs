@@ -7,6 +7,7 @@ use super::Scheduler;
 use super::event::{CancelReason, Reject, RequestKey, SchedulerConfig, WorkerId};
 use super::models::{ANY, ModelIx};
 use super::request::{Clock, Request, State, Wait};
+use super::workers::WorkerIx;
 
 /// What waits, in sums.
 #[derive(Debug, Default)]
@@ -126,22 +127,23 @@ impl Scheduler {
         }
     }
 
-    /// Ends a request of which a limit passed.
-    pub(super) fn expire(&mut self, key: RequestKey, now: Instant) {
+    /// Ends a request of which a limit passed; returns the worker it ran on.
+    pub(super) fn expire(&mut self, key: RequestKey, now: Instant) -> Option<WorkerIx> {
         if let Some((_, run)) = self.take_running(key, now) {
             self.cancel(key, run.worker, CancelReason::DeadlineExceeded);
             self.reject(key, Reject::DeadlineExceeded);
-            self.fill(run.worker, now);
-        } else if let Some((request, clock)) = self.take_waiting(key) {
-            let overall = request.deadline.is_some_and(|deadline| deadline <= now);
-            let reason = match clock {
-                _ if overall => Reject::DeadlineExceeded,
-                Clock::Queue => Reject::QueueTimeout,
-                Clock::NoWorker if self.is_served_by_plain(&request) => Reject::Unsupported,
-                Clock::NoWorker => Reject::NoWorker,
-            };
-            self.reject(key, reason);
+            return Some(run.worker);
         }
+        let (request, clock) = self.take_waiting(key)?;
+        let overall = request.deadline.is_some_and(|deadline| deadline <= now);
+        let reason = match clock {
+            _ if overall => Reject::DeadlineExceeded,
+            Clock::Queue => Reject::QueueTimeout,
+            Clock::NoWorker if self.is_served_by_plain(&request) => Reject::Unsupported,
+            Clock::NoWorker => Reject::NoWorker,
+        };
+        self.reject(key, reason);
+        None
     }
 
     /// Lets the right clock run for all that wait for a model of which workers came or went.
