@@ -62,7 +62,10 @@ impl Head {
     }
 
     pub(crate) fn header(&self, name: &str) -> Option<&[u8]> {
-        self.headers().find(|(other, _)| other.eq_ignore_ascii_case(name)).map(|(_, value)| value)
+        self.headers
+            .iter()
+            .find(|(other, _)| self.bytes[other.clone()].eq_ignore_ascii_case(name.as_bytes()))
+            .map(|(_, value)| &self.bytes[value.clone()])
     }
 
     fn header_has(&self, name: &str, token: &str) -> bool {

@@ -55,6 +55,8 @@ pub struct Held {
 impl Held {
     /// Returns how many of the streams the other side has ended meanwhile.
     pub async fn broken(&mut self) -> usize {
+        // Lets the runtime see what happened on the sockets meanwhile.
+        tokio::task::yield_now().await;
         let mut broken = 0;
         for (link, _) in &mut self.streams {
             broken += usize::from(link.has_ended().await);

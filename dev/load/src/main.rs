@@ -91,8 +91,9 @@ enum Command {
     Hold {
         #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..=MAX_CONNECTIONS))]
         streams: u64,
-        #[command(flatten)]
-        time: Time,
+        /// Seconds to hold them at most.
+        #[arg(long, default_value_t = 600.0)]
+        duration: f64,
         /// Seconds in which all have to be open.
         #[arg(long, default_value_t = 60.0)]
         open_within: f64,
@@ -242,10 +243,10 @@ async fn run(command: Command, target: &Target, meter: &Arc<Meter>) -> anyhow::R
             };
             print(&streams::run(target, &options, meter).await)
         }
-        Command::Hold { streams, time, open_within } => {
+        Command::Hold { streams, duration, open_within } => {
             room_for(streams)?;
             let options = hold::Options { streams: streams as usize, timeout: seconds(open_within)? };
-            let duration = seconds(time.duration)?;
+            let duration = seconds(duration)?;
             let mut held = hold::open(target, &options, meter).await;
             print(&held.report)?;
             until_told(duration).await?;
