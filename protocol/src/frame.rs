@@ -137,6 +137,9 @@ pub struct RegisterAck {
     /// Extensions in force; empty for a plain v1 worker.
     #[serde(default, skip_serializing_if = "Extensions::is_empty")]
     pub extensions: Extensions,
+    /// Slots that the relay takes of this worker, at most; fewer than declared when its credential says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_concurrent: Option<u32>,
     /// Window that the relay grants to each response body, in bytes ([`crate::window`]).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub response_window_bytes: Option<u32>,

@@ -1,1 +1,519 @@
-//! Placeholder.
+//! Owns the scheduler and performs what it decides.
+//!
+//! The scheduler is a value behind one lock. Whoever brings an event (a client's task, a session, the timer) handles it
+//! and performs the actions while holding the lock, so that they happen in the order in which they were decided: a
+//! cancel cannot overtake its dispatch. Performing never waits: work is put into a session's outbox, a client's pipe is
+//! ended. There is no task in between, so that a request costs no wake-up that its bytes do not need.
+//!
+//! Locks nest in one order: dispatcher, session, pipe. Response bytes never come here; only a response's first byte
+//! and its end do.
+
+mod work;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use modelrelay_protocol::codec::StreamId;
+use modelrelay_protocol::frame::CancelReason;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+pub use self::work::{BodyBudget, BodyPermit, Work};
+use crate::http::error::RelayError;
+use crate::metrics::Metrics;
+use crate::scheduler::{
+    Action, Event, RefusalCause, Reject, RequestKey, Scheduler, SchedulerConfig, Submission, WorkerId,
+    WorkerInfo,
+};
+use crate::session::pipe::{Attempt, Pipe};
+use crate::session::{Close, Session};
+
+/// How often time limits of running requests are checked.
+const SWEEP_INTERVAL: Duration = Duration::from_millis(250);
+
+/// Limits of time for requests that run.
+#[derive(Clone, Copy, Debug)]
+pub struct RunLimits {
+    /// From dispatch to the first byte of the body; `None` is unbounded.
+    pub first_byte: Option<Duration>,
+    /// Silence of the worker after the first byte while the client waits; `None` is unbounded.
+    pub stream_idle: Option<Duration>,
+}
+
+struct Running {
+    pipe: Arc<Pipe>,
+    /// Held until the first byte of the answer: until then the request may move.
+    work: Option<Arc<Work>>,
+    request_id: Arc<str>,
+    model: Arc<str>,
+    tenant: Arc<str>,
+    /// Why the last worker that had it could not answer.
+    last_error: Option<RelayError>,
+    deadline: Option<Instant>,
+    submitted: Instant,
+    assigned: Option<Assigned>,
+}
+
+struct Assigned {
+    worker: WorkerId,
+    stream: StreamId,
+    since: Instant,
+}
+
+struct Inner {
+    scheduler: Scheduler,
+    requests: HashMap<RequestKey, Running>,
+    sessions: BTreeMap<WorkerId, Arc<Session>>,
+    limits: RunLimits,
+    next_request: u64,
+    next_worker: u64,
+    timer_at: Option<std::time::Instant>,
+}
+
+/// See the module.
+pub struct Dispatcher {
+    inner: Mutex<Inner>,
+    timer: Notify,
+    became_idle: Notify,
+    metrics: Arc<Metrics>,
+}
+
+impl std::fmt::Debug for Dispatcher {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Dispatcher").finish_non_exhaustive()
+    }
+}
+
+/// A request that is about to be submitted.
+#[derive(Debug)]
+pub struct Submit {
+    /// What the scheduler needs; its `request` is set on submission.
+    pub submission: Submission,
+    /// What a worker needs.
+    pub work: Work,
+    /// The client's id or ours, for the admin API.
+    pub request_id: Arc<str>,
+    /// Name of the tenant, for the admin API.
+    pub tenant: Arc<str>,
+    /// Model as the client named it.
+    pub model: Arc<str>,
+}
+
+/// One running or waiting request as the admin API shows it.
+#[derive(Debug, serde::Serialize)]
+pub struct RequestView {
+    /// The client's or our own id.
+    pub request_id: Arc<str>,
+    /// Model as the client named it.
+    pub model: Arc<str>,
+    /// Name of the tenant.
+    pub tenant: Arc<str>,
+    /// `queued`, `dispatched` or `streaming`.
+    pub state: &'static str,
+    /// Milliseconds since it was admitted.
+    pub age_ms: u64,
+    /// Name of the worker that runs it.
+    pub worker: Option<String>,
+}
+
+/// The client's hold on its request: dropping it before the response has ended cancels the request.
+#[derive(Debug)]
+pub struct Ticket {
+    dispatcher: Arc<Dispatcher>,
+    /// The request.
+    pub key: RequestKey,
+    /// Where its response arrives.
+    pub pipe: Arc<Pipe>,
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        if !self.pipe.has_ended() {
+            self.dispatcher.client_gone(self.key);
+        }
+    }
+}
+
+impl Dispatcher {
+    /// Starts with no worker and no request.
+    pub fn new(config: SchedulerConfig, limits: RunLimits, metrics: Arc<Metrics>) -> Arc<Self> {
+        Arc::new(Self {
+            inner: Mutex::new(Inner {
+                scheduler: Scheduler::new(config),
+                requests: HashMap::new(),
+                sessions: BTreeMap::new(),
+                limits,
+                next_request: 0,
+                next_worker: 0,
+                timer_at: None,
+            }),
+            timer: Notify::new(),
+            became_idle: Notify::new(),
+            metrics,
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().expect("no code panics while it holds this lock")
+    }
+
+    /// Puts new settings in force.
+    pub fn reconfigure(&self, config: SchedulerConfig, limits: RunLimits) {
+        let mut inner = self.lock();
+        inner.limits = limits;
+        inner.scheduler.reconfigure(config, now());
+        self.perform(&mut inner);
+    }
+
+    /// Hands a request in. The answer, or the error that is the answer, comes through the ticket's pipe.
+    pub fn submit(self: &Arc<Self>, submit: Submit) -> Ticket {
+        let pipe = Pipe::new();
+        let Submit { mut submission, work, request_id, tenant, model } = submit;
+        let mut inner = self.lock();
+        inner.next_request += 1;
+        let key = RequestKey(inner.next_request);
+        submission.request = key;
+        let running = Running {
+            pipe: pipe.clone(),
+            work: Some(Arc::new(work)),
+            request_id,
+            model,
+            tenant,
+            last_error: None,
+            deadline: submission.deadline.map(Instant::from_std),
+            submitted: Instant::now(),
+            assigned: None,
+        };
+        inner.requests.insert(key, running);
+        self.handle(&mut inner, Event::Submitted(submission));
+        drop(inner);
+        Ticket { dispatcher: self.clone(), key, pipe }
+    }
+
+    /// The client left.
+    fn client_gone(&self, request: RequestKey) {
+        let mut inner = self.lock();
+        if inner.requests.contains_key(&request) {
+            self.handle(&mut inner, Event::ClientGone { request });
+            self.remove(&mut inner, request);
+        }
+    }
+
+    /// Returns the id of the next session.
+    pub fn next_worker_id(&self) -> WorkerId {
+        let mut inner = self.lock();
+        inner.next_worker += 1;
+        WorkerId(inner.next_worker)
+    }
+
+    /// A worker registered. An older session of the same worker process under the same credential is closed.
+    pub fn join(&self, session: &Arc<Session>, info: WorkerInfo) {
+        let mut inner = self.lock();
+        let replaced: Vec<Arc<Session>> =
+            inner.sessions.values().filter(|other| session.replaces(other)).cloned().collect();
+        for old in replaced {
+            old.close(Close::Replaced);
+            inner.sessions.remove(&old.id);
+            self.handle(&mut inner, Event::Lost { worker: old.id });
+        }
+        inner.sessions.insert(session.id, session.clone());
+        self.handle(&mut inner, Event::Joined { worker: session.id, info });
+    }
+
+    /// Something changed at a worker that is connected.
+    pub fn worker_event(&self, event: Event) {
+        let mut inner = self.lock();
+        self.handle(&mut inner, event);
+    }
+
+    /// A session ended.
+    pub fn leave(&self, worker: WorkerId) {
+        let mut inner = self.lock();
+        if inner.sessions.remove(&worker).is_some() {
+            self.handle(&mut inner, Event::Lost { worker });
+        }
+    }
+
+    /// Takes unspent credits back; returns how many.
+    pub fn recall(&self, worker: WorkerId, n: u32) -> u32 {
+        self.lock().scheduler.recall(worker, n)
+    }
+
+    /// The first byte of the response is here. Returns false when the request is not this worker's any more.
+    pub fn started(&self, worker: WorkerId, request: RequestKey) -> bool {
+        let mut inner = self.lock();
+        let Some(running) = inner.requests.get_mut(&request).filter(|running| running.is_at(worker)) else {
+            return false;
+        };
+        running.work = None;
+        self.handle(&mut inner, Event::ResponseStarted { request });
+        true
+    }
+
+    /// The response is whole, or has failed for good. Returns false when the request is not this worker's any more.
+    pub fn ended(&self, worker: WorkerId, request: RequestKey, regrant: bool) -> bool {
+        let mut inner = self.lock();
+        let ours = inner.requests.get(&request).is_some_and(|running| running.is_at(worker));
+        if ours {
+            self.handle(&mut inner, Event::Finished { request });
+            self.remove(&mut inner, request);
+        }
+        if regrant {
+            self.handle(&mut inner, Event::Granted { worker, credits: 1 });
+        }
+        ours
+    }
+
+    /// The worker could not answer, for a cause that may be another elsewhere, before the first byte. The request moves
+    /// or ends with `error`. Returns false when the request is not this worker's any more.
+    pub fn refused(
+        &self,
+        worker: WorkerId,
+        request: RequestKey,
+        cause: RefusalCause,
+        error: RelayError,
+        regrant: bool,
+    ) -> bool {
+        let mut inner = self.lock();
+        let ours = inner.requests.get(&request).is_some_and(|running| running.is_at(worker));
+        if ours {
+            let running = inner.requests.get_mut(&request).expect("it was there above");
+            running.assigned = None;
+            // A backend that refuses answers fastest, and must not draw all traffic until its worker has noticed.
+            let penalise = cause == RefusalCause::BackendRefused;
+            running.last_error = Some(error);
+            self.handle(&mut inner, Event::Refused { request, cause, penalise });
+            self.metrics.requeued(cause.as_str());
+        }
+        if regrant {
+            self.handle(&mut inner, Event::Granted { worker, credits: 1 });
+        }
+        ours
+    }
+
+    /// Says whether another worker could take the request now.
+    pub fn can_move(&self, worker: WorkerId, request: RequestKey) -> bool {
+        let inner = self.lock();
+        inner.requests.get(&request).is_some_and(|running| running.is_at(worker))
+            && inner.scheduler.can_move(request)
+    }
+
+    /// Ends every request that still waits, at the end of a drain.
+    pub fn reject_queued(&self) {
+        let mut inner = self.lock();
+        inner.scheduler.reject_queued(Reject::Draining);
+        self.perform(&mut inner);
+    }
+
+    /// Breaks every request off that still runs, at the end of a drain.
+    pub fn break_running(&self) {
+        let mut inner = self.lock();
+        let keys: Vec<RequestKey> = inner.requests.keys().copied().collect();
+        for request in keys {
+            self.expire(&mut inner, request, &CancelReason::ServerShutdown, RelayError::Draining);
+        }
+    }
+
+    /// Says whether no request waits or runs.
+    pub fn is_idle(&self) -> bool {
+        self.lock().requests.is_empty()
+    }
+
+    /// Waits until no request waits for a worker.
+    pub async fn queue_empty(&self) {
+        // Looked at now and then: this is asked once, while the relay drains.
+        while self.with_scheduler(|scheduler| scheduler.counts().waiting) > 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Waits until no request waits or runs.
+    pub async fn idle(&self) {
+        loop {
+            let notified = self.became_idle.notified();
+            if self.is_idle() {
+                return;
+            }
+            notified.await;
+        }
+    }
+
+    /// Runs `read` on the scheduler, for views and gauges.
+    pub fn with_scheduler<T>(&self, read: impl FnOnce(&Scheduler) -> T) -> T {
+        read(&self.lock().scheduler)
+    }
+
+    /// Returns the open sessions.
+    pub fn sessions(&self) -> Vec<Arc<Session>> {
+        self.lock().sessions.values().cloned().collect()
+    }
+
+    /// Returns all requests that wait or run, oldest first.
+    pub fn requests(&self) -> Vec<RequestView> {
+        let inner = self.lock();
+        let mut all: Vec<(&RequestKey, &Running)> = inner.requests.iter().collect();
+        all.sort_by_key(|(key, _)| **key);
+        all.into_iter()
+            .map(|(_, running)| RequestView {
+                request_id: running.request_id.clone(),
+                model: running.model.clone(),
+                tenant: running.tenant.clone(),
+                state: match (&running.assigned, &running.work) {
+                    (None, _) => "queued",
+                    (Some(_), Some(_)) => "dispatched",
+                    (Some(_), None) => "streaming",
+                },
+                age_ms: running.submitted.elapsed().as_millis().try_into().unwrap_or(u64::MAX),
+                worker: running
+                    .assigned
+                    .as_ref()
+                    .and_then(|assigned| inner.sessions.get(&assigned.worker))
+                    .map(|session| session.name.to_string()),
+            })
+            .collect()
+    }
+
+    /// Keeps the scheduler's clock and the limits of running requests until `stop`.
+    pub async fn run_timers(&self, stop: CancellationToken) {
+        let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
+        sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let due = self.arm();
+            let timer = async {
+                match due {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = self.timer.notified() => {}
+                () = timer => {
+                    let mut inner = self.lock();
+                    inner.scheduler.handle_timeout(now());
+                    self.perform(&mut inner);
+                }
+                _ = sweep.tick() => self.sweep(),
+            }
+        }
+    }
+
+    fn arm(&self) -> Option<Instant> {
+        let mut inner = self.lock();
+        inner.timer_at = inner.scheduler.poll_timeout();
+        inner.timer_at.map(Instant::from_std)
+    }
+
+    /// Ends requests whose time is over.
+    fn sweep(&self) {
+        let mut inner = self.lock();
+        let now = Instant::now();
+        let limits = inner.limits;
+        let over: Vec<(RequestKey, RelayError)> = inner
+            .requests
+            .iter()
+            .filter_map(|(key, running)| running.over(now, limits).map(|error| (*key, error)))
+            .collect();
+        for (request, error) in over {
+            self.expire(&mut inner, request, &CancelReason::Timeout, error);
+        }
+    }
+
+    fn expire(&self, inner: &mut Inner, request: RequestKey, reason: &CancelReason, error: RelayError) {
+        if let Some(running) = inner.requests.get(&request) {
+            running.pipe.fail(error);
+            self.handle_with(inner, Event::ClientGone { request }, reason);
+            self.remove(inner, request);
+        }
+    }
+
+    fn remove(&self, inner: &mut Inner, request: RequestKey) {
+        inner.requests.remove(&request);
+        if inner.requests.is_empty() {
+            self.became_idle.notify_waiters();
+        }
+    }
+
+    fn handle(&self, inner: &mut Inner, event: Event) {
+        self.handle_with(inner, event, &CancelReason::ClientDisconnect);
+    }
+
+    fn handle_with(&self, inner: &mut Inner, event: Event, reason: &CancelReason) {
+        inner.scheduler.handle(event, now());
+        self.perform_with(inner, reason);
+    }
+
+    fn perform(&self, inner: &mut Inner) {
+        self.perform_with(inner, &CancelReason::ClientDisconnect);
+    }
+
+    fn perform_with(&self, inner: &mut Inner, reason: &CancelReason) {
+        while let Some(action) = inner.scheduler.poll_action() {
+            match action {
+                Action::Dispatch { request, worker, target } => dispatch(inner, request, worker, target),
+                Action::Cancel { request, worker, .. } => {
+                    if let Some(session) = inner.sessions.get(&worker)
+                        && let Some(running) = inner.requests.get(&request)
+                        && let Some(assigned) = &running.assigned
+                        && assigned.worker == worker
+                    {
+                        session.cancel(assigned.stream, reason.clone());
+                    }
+                }
+                Action::Reject { request, reason } => {
+                    if let Some(running) = inner.requests.get_mut(&request) {
+                        let error = match running.last_error.take() {
+                            Some(error) if matches!(reason, Reject::Refused(_)) => error,
+                            _ => RelayError::from_reject(reason, &running.model),
+                        };
+                        running.pipe.fail(error);
+                    }
+                    self.remove(inner, request);
+                }
+            }
+        }
+        if inner.scheduler.poll_timeout() < inner.timer_at || inner.timer_at.is_none() {
+            let due = inner.scheduler.poll_timeout();
+            if due.is_some() && due != inner.timer_at {
+                self.timer.notify_one();
+            }
+        }
+    }
+}
+
+fn dispatch(inner: &mut Inner, request: RequestKey, worker: WorkerId, target: usize) {
+    let (Some(running), Some(session)) = (inner.requests.get_mut(&request), inner.sessions.get(&worker))
+    else {
+        return;
+    };
+    let Some(work) = running.work.clone() else { return };
+    let since = Instant::now();
+    running.pipe.attempt(Attempt { worker: session.name.clone(), dispatched: since });
+    let stream = session.dispatch(request, work, target, running.pipe.clone());
+    running.assigned = Some(Assigned { worker, stream, since });
+}
+
+impl Running {
+    fn is_at(&self, worker: WorkerId) -> bool {
+        self.assigned.as_ref().is_some_and(|assigned| assigned.worker == worker)
+    }
+
+    fn over(&self, now: Instant, limits: RunLimits) -> Option<RelayError> {
+        if self.deadline.is_some_and(|deadline| now >= deadline) {
+            return Some(RelayError::DeadlineExceeded);
+        }
+        let assigned = self.assigned.as_ref()?;
+        if self.work.is_some() {
+            let over = limits.first_byte.is_some_and(|limit| now >= assigned.since + limit);
+            return over.then_some(RelayError::BackendTimeout);
+        }
+        let silent = self.pipe.silent_since()?;
+        limits.stream_idle.is_some_and(|limit| now >= silent + limit).then_some(RelayError::BackendTimeout)
+    }
+}
+
+fn now() -> std::time::Instant {
+    Instant::now().into_std()
+}

@@ -10,6 +10,7 @@
 //! | [`scheduler`] | pure: queues, fairness, placement |
 //! | [`session`] | the relay's side of one worker connection |
 //! | [`settings`], [`keys`], [`limits`] | what the settings file says, credentials, rate limits |
+//! | [`cli`] | flags, environment variables, `key new` |
 //! | [`admin`], [`metrics`], [`telemetry`] | the operations port and what it shows |
 
 pub mod admin;

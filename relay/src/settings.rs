@@ -11,6 +11,7 @@ use modelrelay_protocol::config::{
     WorkerCredentialConfig,
 };
 
+use crate::http::headers::AllowList;
 use crate::keys::{ClientKey, CredentialTable, KeyTable, WorkerCredential, sha256};
 use crate::limits::{KeyLimits, Limiter};
 use crate::scheduler::{SchedulerConfig, Strategy, Target, TenantId};
@@ -38,6 +39,8 @@ pub struct Settings {
     pub revision: Arc<str>,
     /// Fields of a generated file that this version does not know.
     pub ignored: Vec<String>,
+    /// Which request headers go to workers.
+    pub allow: AllowList,
     /// Client keys.
     pub keys: KeyTable,
     /// Worker credentials, the shared secret among them.
@@ -105,6 +108,7 @@ impl Builder {
         Settings {
             revision,
             ignored,
+            allow: AllowList::new(config.headers.allow.iter().map(String::as_str)),
             keys,
             credentials: credential_table(&config, worker_secret.as_ref(), open_to_workers),
             aliases: aliases(&config),

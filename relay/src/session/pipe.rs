@@ -1,0 +1,324 @@
+//! The way of one response from a worker's session to the client's connection.
+//!
+//! A request has one pipe for all its attempts. The session that runs the request writes; the HTTP side reads. The pipe
+//! counts the window: what the reader takes is handed back to the session, so that a client that reads nothing costs
+//! its window and nothing else.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, StatusCode};
+use modelrelay_protocol::frame::TokenCounts;
+use modelrelay_protocol::window::{self, ReceiveWindow, WindowExceeded};
+use tokio::time::Instant;
+
+use crate::http::error::RelayError;
+
+/// Chunks below this are copied together, so that a waiting chunk does not pin the read buffer it was cut from.
+const COPY_BELOW_BYTES: usize = 4 * 1024;
+
+/// Where window that the reader returned goes: the session that fills this pipe.
+pub trait Opener: Send + Sync {
+    /// The reader took bytes: the sender may send `bytes` more on `stream`.
+    fn open_window(&self, stream: modelrelay_protocol::codec::StreamId, bytes: u32);
+}
+
+/// What the client gets ahead of the body.
+#[derive(Debug)]
+pub struct Head {
+    /// The backend's status.
+    pub status: StatusCode,
+    /// The backend's end-to-end headers.
+    pub headers: HeaderMap,
+}
+
+/// Who answers, and when it began.
+#[derive(Clone, Debug)]
+pub struct Attempt {
+    /// Name of the worker, for people.
+    pub worker: Arc<str>,
+    /// When the request was handed to the worker.
+    pub dispatched: Instant,
+}
+
+/// What the reader gets.
+#[derive(Debug)]
+pub enum Chunk {
+    /// Bytes of the body, in order.
+    Data(Bytes),
+    /// The body is whole.
+    End,
+    /// The response breaks off here.
+    Broken(RelayError),
+}
+
+/// How a response went, for the log line and the limits.
+#[derive(Clone, Debug, Default)]
+pub struct Progress {
+    /// The last attempt.
+    pub attempt: Option<Attempt>,
+    /// When the first byte of the body came.
+    pub first_byte: Option<Instant>,
+    /// Bytes of body received from the worker.
+    pub bytes: u64,
+    /// Data frames received from the worker.
+    pub chunks: u64,
+    /// The engine's own usage.
+    pub usage: Option<TokenCounts>,
+    /// When the last byte came, for the limit on silence.
+    pub last_byte: Option<Instant>,
+}
+
+enum End {
+    Complete,
+    Broken(RelayError),
+}
+
+struct Source {
+    opener: Arc<dyn Opener>,
+    stream: modelrelay_protocol::codec::StreamId,
+    window: ReceiveWindow,
+}
+
+#[derive(Default)]
+struct State {
+    head: Option<Head>,
+    /// The head was handed to the reader, or will be: nothing may move any more.
+    started: bool,
+    chunks: VecDeque<Bytes>,
+    tail: BytesMut,
+    /// Cost of what is queued, not yet taken.
+    queued_cost: u32,
+    queued_bytes: usize,
+    end: Option<End>,
+    reader: Option<Waker>,
+    source: Option<Source>,
+    progress: Progress,
+}
+
+/// See the module.
+#[derive(Default)]
+pub struct Pipe {
+    state: std::sync::Mutex<State>,
+}
+
+impl fmt::Debug for Pipe {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pipe").finish_non_exhaustive()
+    }
+}
+
+impl Pipe {
+    /// Makes an empty pipe.
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self::default())
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().expect("no code panics while it holds this lock")
+    }
+
+    /// Notes that a worker got the request.
+    pub fn attempt(&self, attempt: Attempt) {
+        self.lock().progress.attempt = Some(attempt);
+    }
+
+    /// Opens the pipe: the first byte of the body is here, `head` goes to the client.
+    ///
+    /// `window_bytes` is what the session announced; a session without windows passes its own bound.
+    pub fn start(
+        &self,
+        head: Head,
+        opener: Arc<dyn Opener>,
+        stream: modelrelay_protocol::codec::StreamId,
+        window_bytes: u32,
+        now: Instant,
+    ) {
+        let mut state = self.lock();
+        state.head = Some(head);
+        state.started = true;
+        state.progress.first_byte = Some(now);
+        state.progress.last_byte = Some(now);
+        state.source = Some(Source { opener, stream, window: ReceiveWindow::new(window_bytes) });
+        wake(state);
+    }
+
+    /// Adds bytes of the body.
+    ///
+    /// # Errors
+    /// The sender went beyond the window.
+    pub fn push(&self, chunk: Bytes, now: Instant) -> Result<(), WindowExceeded> {
+        if chunk.is_empty() {
+            return Ok(());
+        }
+        let mut state = self.lock();
+        if state.end.is_some() {
+            return Ok(());
+        }
+        if let Some(source) = &mut state.source {
+            source.window.receive(chunk.len())?;
+        }
+        state.progress.last_byte = Some(now);
+        state.progress.bytes += chunk.len() as u64;
+        state.progress.chunks += 1;
+        state.queued_cost = state.queued_cost.saturating_add(window::cost(chunk.len()));
+        state.queued_bytes += chunk.len();
+        if chunk.len() < COPY_BELOW_BYTES {
+            state.tail.extend_from_slice(&chunk);
+        } else {
+            flush_tail(&mut state);
+            state.chunks.push_back(chunk);
+        }
+        wake(state);
+        Ok(())
+    }
+
+    /// Opens the pipe with a response that is already whole. Costs one lock and one wake-up.
+    pub fn answer(&self, head: Head, body: Bytes, usage: Option<TokenCounts>, now: Instant) {
+        let mut state = self.lock();
+        state.head = Some(head);
+        state.started = true;
+        state.progress.first_byte = Some(now);
+        state.progress.last_byte = Some(now);
+        state.progress.bytes = body.len() as u64;
+        state.progress.chunks = u64::from(!body.is_empty());
+        state.progress.usage = usage;
+        state.queued_bytes = body.len();
+        if !body.is_empty() {
+            // Copied when small: it may wait, and would pin the read buffer it was cut from.
+            let body = if body.len() < COPY_BELOW_BYTES { Bytes::copy_from_slice(&body) } else { body };
+            state.chunks.push_back(body);
+        }
+        state.end = Some(End::Complete);
+        wake(state);
+    }
+
+    /// The body is whole.
+    pub fn complete(&self, usage: Option<TokenCounts>) {
+        let mut state = self.lock();
+        if state.end.is_none() {
+            state.progress.usage = usage;
+            state.end = Some(End::Complete);
+            state.source = None;
+            wake(state);
+        }
+    }
+
+    /// Ends the pipe with an error: as the answer when nothing was passed on yet, else by breaking the response off.
+    pub fn fail(&self, error: RelayError) {
+        let mut state = self.lock();
+        if state.end.is_none() {
+            state.end = Some(End::Broken(error));
+            state.source = None;
+            wake(state);
+        }
+    }
+
+    /// Waits for the head, or for the error that is the answer.
+    pub fn poll_head(&self, cx: &mut Context<'_>) -> Poll<Result<Head, RelayError>> {
+        let mut state = self.lock();
+        if let Some(head) = state.head.take() {
+            return Poll::Ready(Ok(head));
+        }
+        if let Some(End::Broken(error)) = &state.end {
+            return Poll::Ready(Err(error.clone()));
+        }
+        park(&mut state, cx);
+        Poll::Pending
+    }
+
+    /// Returns the whole body when it is here and complete, so that the client gets it in one piece with its length.
+    pub fn take_whole(&self) -> Option<Bytes> {
+        let mut state = self.lock();
+        if !matches!(state.end, Some(End::Complete)) {
+            return None;
+        }
+        flush_tail(&mut state);
+        if state.chunks.len() > 1 {
+            return None;
+        }
+        state.queued_cost = 0;
+        state.queued_bytes = 0;
+        Some(state.chunks.pop_front().unwrap_or_default())
+    }
+
+    /// Waits for the next part of the body.
+    pub fn poll_chunk(&self, cx: &mut Context<'_>) -> Poll<Chunk> {
+        let mut state = self.lock();
+        if let Some(chunk) = state.chunks.pop_front().or_else(|| take_tail(&mut state)) {
+            state.queued_bytes -= chunk.len();
+            // The cost of the frames that were copied together is not kept apart: all of it is returned with the last
+            // bytes, and in between each chunk returns at most what is queued.
+            let cost = if state.queued_bytes == 0 {
+                std::mem::take(&mut state.queued_cost)
+            } else {
+                let cost = window::cost(chunk.len()).min(state.queued_cost);
+                state.queued_cost -= cost;
+                cost
+            };
+            let opened = state.source.as_mut().and_then(|source| {
+                let bytes = source.window.take(cost)?;
+                Some((source.opener.clone(), source.stream, bytes))
+            });
+            drop(state);
+            if let Some((opener, stream, bytes)) = opened {
+                opener.open_window(stream, bytes);
+            }
+            return Poll::Ready(Chunk::Data(chunk));
+        }
+        match &state.end {
+            Some(End::Complete) => Poll::Ready(Chunk::End),
+            Some(End::Broken(error)) => Poll::Ready(Chunk::Broken(error.clone())),
+            None => {
+                park(&mut state, cx);
+                Poll::Pending
+            }
+        }
+    }
+
+    /// Says whether the pipe has ended, whatever the reader took.
+    pub fn has_ended(&self) -> bool {
+        self.lock().end.is_some()
+    }
+
+    /// Says how long the worker has been silent while the reader waits for it; `None` when the reader is the slow one
+    /// or nothing has started.
+    pub fn silent_since(&self) -> Option<Instant> {
+        let state = self.lock();
+        if state.queued_bytes > 0 || state.end.is_some() { None } else { state.progress.last_byte }
+    }
+
+    /// Returns how the response went so far.
+    pub fn progress(&self) -> Progress {
+        self.lock().progress.clone()
+    }
+}
+
+fn park(state: &mut State, cx: &Context<'_>) {
+    match &mut state.reader {
+        Some(waker) => waker.clone_from(cx.waker()),
+        none => *none = Some(cx.waker().clone()),
+    }
+}
+
+/// Wakes the reader outside the lock.
+fn wake(mut state: std::sync::MutexGuard<'_, State>) {
+    let reader = state.reader.take();
+    drop(state);
+    if let Some(reader) = reader {
+        reader.wake();
+    }
+}
+
+fn flush_tail(state: &mut State) {
+    if let Some(tail) = take_tail(state) {
+        state.chunks.push_back(tail);
+    }
+}
+
+fn take_tail(state: &mut State) -> Option<Bytes> {
+    (!state.tail.is_empty()).then(|| std::mem::take(&mut state.tail).freeze())
+}

@@ -1,0 +1,157 @@
+//! The requests that one session runs, found by their stream number in one step.
+
+use std::sync::Arc;
+
+use modelrelay_protocol::codec::StreamId;
+use tokio::time::Instant;
+
+use crate::dispatch::Work;
+use crate::scheduler::RequestKey;
+use crate::session::pipe::{Head, Pipe};
+
+/// Streams of one session at once, at most: the index takes half of the stream number.
+pub const MAX_STREAMS: u32 = 1 << 16;
+
+/// What the session knows of one request.
+#[derive(Debug)]
+pub struct Stream {
+    /// The request.
+    pub request: RequestKey,
+    /// Where its response goes.
+    pub pipe: Arc<Pipe>,
+    /// When it was handed to the worker.
+    pub since: Instant,
+    /// Whether the client asked for a stream.
+    pub streaming: bool,
+    /// Status and headers that wait for the first byte of the body.
+    pub head: Option<Head>,
+    /// The first byte was seen.
+    pub started: bool,
+    /// When a cancel was sent; what comes after it is dropped.
+    pub cancelled: Option<Instant>,
+}
+
+#[derive(Debug, Default)]
+struct Slot {
+    generation: u16,
+    stream: Option<Stream>,
+}
+
+/// A slab with generations, so that a late frame never meets the next request in its place.
+#[derive(Debug, Default)]
+pub struct Table {
+    slots: Vec<Slot>,
+    free: Vec<u16>,
+    used: usize,
+}
+
+impl Table {
+    /// Adds a request and numbers it; `None` when the table is full.
+    pub fn insert(&mut self, stream: Stream) -> Option<StreamId> {
+        let index = match self.free.pop() {
+            Some(index) => index,
+            None => {
+                let index = u16::try_from(self.slots.len()).ok()?;
+                self.slots.push(Slot::default());
+                index
+            }
+        };
+        let slot = &mut self.slots[usize::from(index)];
+        slot.stream = Some(stream);
+        self.used += 1;
+        Some(StreamId(u32::from(slot.generation) << 16 | u32::from(index)))
+    }
+
+    /// Finds a request.
+    pub fn get_mut(&mut self, id: StreamId) -> Option<&mut Stream> {
+        let (generation, index) = split(id);
+        self.slots.get_mut(index).filter(|slot| slot.generation == generation)?.stream.as_mut()
+    }
+
+    /// Takes a request out; its number is not given again soon.
+    pub fn remove(&mut self, id: StreamId) -> Option<Stream> {
+        let (generation, index) = split(id);
+        let slot = self.slots.get_mut(index).filter(|slot| slot.generation == generation)?;
+        let stream = slot.stream.take()?;
+        slot.generation = slot.generation.wrapping_add(1);
+        self.free.push(u16::try_from(index).expect("it came out of sixteen bits"));
+        self.used -= 1;
+        Some(stream)
+    }
+
+    /// Returns how many requests are in the table, those that wait for the answer to a cancel included.
+    pub fn len(&self) -> usize {
+        self.used
+    }
+
+    /// Says whether the table is empty.
+    pub fn is_empty(&self) -> bool {
+        self.used == 0
+    }
+}
+
+fn split(id: StreamId) -> (u16, usize) {
+    ((id.0 >> 16) as u16, (id.0 & 0xffff) as usize)
+}
+
+/// What is written to the worker, in order.
+#[derive(Debug)]
+pub enum Outgoing {
+    /// A request.
+    Request {
+        /// Its number on this session.
+        stream: StreamId,
+        /// What the worker needs.
+        work: Arc<Work>,
+        /// Which of its targets.
+        target: usize,
+    },
+    /// Ends a request early.
+    Cancel {
+        /// Its number on this session.
+        stream: StreamId,
+        /// Why.
+        reason: modelrelay_protocol::frame::CancelReason,
+    },
+    /// The client took bytes.
+    Window {
+        /// The request's number on this session.
+        stream: StreamId,
+        /// By how much the window opens.
+        bytes: u32,
+    },
+    /// A message that concerns the session.
+    Message(modelrelay_protocol::frame::ToWorker),
+    /// Ends the session.
+    Close(crate::session::Close),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stream(request: u64) -> Stream {
+        Stream {
+            request: RequestKey(request),
+            pipe: Pipe::new(),
+            since: Instant::now(),
+            streaming: false,
+            head: None,
+            started: false,
+            cancelled: None,
+        }
+    }
+
+    #[test]
+    fn a_late_frame_does_not_find_the_next_request() {
+        let mut table = Table::default();
+        let first = table.insert(stream(1)).unwrap();
+        assert_eq!(table.remove(first).unwrap().request, RequestKey(1));
+        let second = table.insert(stream(2)).unwrap();
+        assert_ne!(first, second);
+        assert!(table.get_mut(first).is_none());
+        assert!(table.remove(first).is_none());
+        assert_eq!(table.get_mut(second).unwrap().request, RequestKey(2));
+        assert_eq!(table.len(), 1);
+    }
+}

@@ -1,0 +1,175 @@
+//! What is special about plain v1 workers: JSON bodies, no window, and streams whose status comes last.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use modelrelay_protocol::codec::StreamId;
+use modelrelay_protocol::frame::{self, CancelReason, ToWorker, TokenCounts};
+use tokio::time::Instant;
+
+use super::Session;
+use super::pipe::{Head, Pipe};
+use crate::dispatch::Work;
+use crate::http::error::RelayError;
+use crate::http::headers;
+
+/// The largest frame that v1 workers take.
+pub(super) const MAX_FRAME_BYTES: usize = modelrelay_protocol::wellknown::MAX_V1_FRAME_BYTES;
+
+/// Bytes that one response may hold: there is no window to slow the worker down.
+const BUFFER_BYTES: u32 = modelrelay_protocol::wellknown::MAX_V1_BUFFERED_BYTES as u32;
+
+/// How long the first chunk of a stream waits for a completion that makes it an error: a v1 worker sends a streaming
+/// backend's error as chunks, followed by the status.
+const HOLD: Duration = modelrelay_protocol::wellknown::V1_FIRST_CHUNK_HOLD;
+
+/// Encodes a request.
+///
+/// # Errors
+/// The body is not text, or the frame would be larger than v1 workers take.
+pub(super) fn request(
+    stream: StreamId,
+    work: &Work,
+    target: usize,
+    credentials: bool,
+) -> Result<String, RelayError> {
+    let body = work.body_for(target);
+    let body = std::str::from_utf8(&body).map_err(|_| RelayError::UnsupportedBody)?;
+    let mut map = BTreeMap::<String, String>::new();
+    for (name, value) in
+        work.headers.iter().chain(credentials.then_some(&work.credentials).into_iter().flatten())
+    {
+        let Ok(value) = value.to_str() else { continue };
+        map.entry(name.as_str().to_owned())
+            .and_modify(|all| {
+                all.push_str(", ");
+                all.push_str(value);
+            })
+            .or_insert_with(|| value.to_owned());
+    }
+    let text = frame::encode(&ToWorker::Request {
+        request_id: request_id(stream),
+        model: work.targets[target].model.to_string(),
+        endpoint_path: work.path.clone(),
+        is_streaming: work.streaming,
+        body: body.to_owned(),
+        headers: map,
+    });
+    if text.len() > MAX_FRAME_BYTES {
+        return Err(RelayError::RequestTooLarge);
+    }
+    Ok(text)
+}
+
+/// Encodes a cancel.
+pub(super) fn cancel(stream: StreamId, reason: CancelReason) -> String {
+    frame::encode(&ToWorker::Cancel { request_id: request_id(stream), reason })
+}
+
+/// The stream's number is all the relay needs to find the request again, so it is the id.
+fn request_id(stream: StreamId) -> String {
+    format!("r{:08x}", stream.0)
+}
+
+/// Reads an id that [`request`] wrote; `None` for foreign ids, which belong to no request.
+pub(super) fn stream_id(request_id: &str) -> Option<StreamId> {
+    let digits = request_id.strip_prefix('r').filter(|digits| digits.len() == 8)?;
+    u32::from_str_radix(digits, 16).ok().map(StreamId)
+}
+
+/// The end of a v1 worker's answer.
+pub(super) struct Completion {
+    pub(super) status: u16,
+    pub(super) headers: frame::Headers,
+    pub(super) body: Option<String>,
+    pub(super) usage: Option<TokenCounts>,
+}
+
+impl Completion {
+    pub(super) fn into_head(self) -> (Head, Option<TokenCounts>) {
+        let mut map = HeaderMap::new();
+        for (name, value) in &self.headers {
+            if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
+                map.append(name, value);
+            }
+        }
+        headers::strip_response(&mut map);
+        // v1 workers forward the backend's length even when they changed the framing.
+        map.remove(header::CONTENT_LENGTH);
+        (
+            Head {
+                status: StatusCode::from_u16(self.status).unwrap_or(StatusCode::BAD_GATEWAY),
+                headers: map,
+            },
+            self.usage,
+        )
+    }
+}
+
+/// The head that a v1 worker's stream has, since its own comes after the body.
+pub(super) fn stream_head() -> Head {
+    let mut map = HeaderMap::new();
+    map.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    Head { status: StatusCode::OK, headers: map }
+}
+
+/// First chunks that wait for a completion.
+#[derive(Default)]
+pub(super) struct Held {
+    waiting: BTreeMap<StreamId, Waiting>,
+}
+
+struct Waiting {
+    until: Instant,
+    pipe: Arc<Pipe>,
+    text: String,
+}
+
+impl Held {
+    pub(super) fn hold(&mut self, id: StreamId, pipe: Arc<Pipe>, text: String, now: Instant) {
+        self.waiting.insert(id, Waiting { until: now + HOLD, pipe, text });
+    }
+
+    /// Adds to what is held; gives the text back when nothing is held for this stream any more.
+    pub(super) fn append(&mut self, id: StreamId, text: String) -> Option<String> {
+        match self.waiting.get_mut(&id) {
+            Some(waiting) => {
+                waiting.text.push_str(&text);
+                None
+            }
+            None => Some(text),
+        }
+    }
+
+    pub(super) fn take(&mut self, id: StreamId) -> Option<String> {
+        self.waiting.remove(&id).map(|waiting| waiting.text)
+    }
+
+    pub(super) fn forget(&mut self, id: StreamId) {
+        self.waiting.remove(&id);
+    }
+
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.waiting.values().map(|waiting| waiting.until).min()
+    }
+
+    /// Passes on what was held long enough; returns those that do not fit into the buffer.
+    pub(super) fn release(&mut self, now: Instant, session: &Arc<Session>) -> Vec<StreamId> {
+        if self.waiting.is_empty() {
+            return Vec::new();
+        }
+        let mut overruns = Vec::new();
+        let due: Vec<StreamId> =
+            self.waiting.iter().filter(|(_, waiting)| waiting.until <= now).map(|(id, _)| *id).collect();
+        for id in due {
+            let Some(waiting) = self.waiting.remove(&id) else { continue };
+            waiting.pipe.start(stream_head(), session.clone(), id, BUFFER_BYTES, now);
+            if waiting.pipe.push(waiting.text.into(), now).is_err() {
+                overruns.push(id);
+            }
+        }
+        overruns
+    }
+}
