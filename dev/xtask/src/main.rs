@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+mod bench;
 mod cache;
 mod chat;
 mod clock;
@@ -30,6 +31,8 @@ enum Command {
     Demo(demo::Options),
     /// Run the checks and every test suite; REQUIRE_ALL=1 makes a skipped suite a failure.
     Test(suites::TestOptions),
+    /// Measure relay and worker against nginx and against no relay, and print one table.
+    Bench(bench::Options),
     /// Formatting, lints, dependency rules and documentation, with warnings denied.
     Check,
     /// Fetch a part into the cache folder and print its path.
@@ -58,6 +61,7 @@ fn run(command: Command) -> Result<ExitCode> {
     match command {
         Command::Demo(options) => demo::run(&options, demo::Profile::Release).map(|()| ExitCode::SUCCESS),
         Command::Test(options) => suites::test(&options),
+        Command::Bench(options) => bench::run(&options).map(|()| ExitCode::SUCCESS),
         Command::Check => suites::check(),
         Command::Fetch { part } => {
             println!("{}", part.path()?.display());

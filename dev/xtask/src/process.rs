@@ -99,6 +99,11 @@ impl Running {
         Ok(running)
     }
 
+    /// Returns the id of its process group.
+    pub(crate) fn group(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Fails when the child has ended.
     ///
     /// # Errors

@@ -1,0 +1,129 @@
+//! Who takes part: a stub backend, directly and through those that are compared.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use super::usage::Usage;
+use crate::chat;
+use crate::parts::Part;
+use crate::process::{self, Running};
+use crate::stack::{self, Stack};
+
+const START_LIMIT: Duration = Duration::from_secs(20);
+/// More than any measure has open at once.
+const SLOTS: u32 = 20_000;
+
+/// One way from the load to the stub backend.
+#[derive(Debug)]
+pub(crate) struct Contender {
+    /// Its name in the table.
+    pub(crate) name: &'static str,
+    /// Where the load goes.
+    pub(crate) url: String,
+    processes: Vec<Running>,
+}
+
+impl Contender {
+    /// Returns the stub itself, which nothing is measured of.
+    pub(crate) fn direct(stub_url: &str) -> Self {
+        Self { name: "direct", url: stub_url.to_owned(), processes: Vec::new() }
+    }
+
+    /// Starts nginx as a plain reverse proxy.
+    ///
+    /// # Errors
+    /// When it cannot be had or does not start.
+    pub(crate) fn nginx(stub_url: &str, folder: &Path) -> Result<Self> {
+        let port = stack::free_port()?;
+        let settings = folder.join("nginx.conf");
+        let stub = stub_url.trim_start_matches("http://");
+        fs::write(&settings, nginx_settings(folder, stub, port)).context("write nginx's settings")?;
+        let mut command = Command::new(Part::Nginx.path()?);
+        command.arg("-e").arg(folder.join("nginx-error.log")).arg("-p").arg(folder).arg("-c").arg(&settings);
+        let mut processes = vec![Running::start_logged("nginx", &mut command, &folder.join("nginx.log"))?];
+        let url = format!("http://127.0.0.1:{port}");
+        wait_for_models("nginx", &url, &mut processes)?;
+        Ok(Self { name: "nginx", url, processes })
+    }
+
+    /// Starts a relay with one worker.
+    ///
+    /// # Errors
+    /// When one of them does not start.
+    pub(crate) fn modelrelay(stub_url: &str, folder: &Path, binaries: &Path) -> Result<Self> {
+        let mut processes = Vec::new();
+        let stack = Stack { binaries, folder, slots: SLOTS };
+        let url = stack.start_relay(&mut processes)?;
+        stack.start_worker(&url, stub_url, &mut processes)?;
+        wait_for_models("the relay", &url, &mut processes)?;
+        Ok(Self { name: "modelrelay", url, processes })
+    }
+
+    /// Reads what its processes use.
+    ///
+    /// # Errors
+    /// When one of them has ended.
+    pub(crate) fn usage(&self) -> Result<Usage> {
+        self.processes
+            .iter()
+            .try_fold(Usage::default(), |sum, process| Ok(sum.plus(Usage::of_group(process.group())?)))
+    }
+}
+
+/// Starts the stub backend and returns it with its URL.
+///
+/// # Errors
+/// When it does not start.
+pub(crate) fn stub(binaries: &Path, folder: &Path) -> Result<(Running, String)> {
+    let url = format!("http://127.0.0.1:{}", stack::free_port()?);
+    let mut command = Command::new(binaries.join("dev-backend"));
+    command.args(["--listen", url.trim_start_matches("http://"), "--slots", &SLOTS.to_string()]);
+    let mut stub = vec![Running::start_logged("the stub backend", &mut command, &folder.join("stub.log"))?];
+    wait_for_models("the stub backend", &url, &mut stub)?;
+    Ok((stub.remove(0), url))
+}
+
+fn wait_for_models(name: &str, url: &str, processes: &mut [Running]) -> Result<()> {
+    process::wait_ready(name, START_LIMIT, processes, || chat::first_model(url)).map(drop)
+}
+
+/// As fast as nginx gets for this: connections to the backend are kept, nothing is buffered or logged.
+fn nginx_settings(folder: &Path, stub: &str, port: u16) -> String {
+    let folder = folder.display();
+    format!(
+        r"daemon off;
+pid {folder}/nginx.pid;
+error_log {folder}/nginx-error.log crit;
+user root;
+worker_processes 2;
+worker_rlimit_nofile 65536;
+events {{ worker_connections 32768; }}
+http {{
+    access_log off;
+    client_max_body_size 0;
+    client_body_temp_path {folder}/nginx-body;
+    proxy_temp_path {folder}/nginx-proxy;
+    fastcgi_temp_path {folder}/nginx-fastcgi;
+    uwsgi_temp_path {folder}/nginx-uwsgi;
+    scgi_temp_path {folder}/nginx-scgi;
+    keepalive_requests 1000000000;
+    upstream stub {{ server {stub}; keepalive 512; keepalive_requests 1000000000; }}
+    server {{
+        listen 127.0.0.1:{port} backlog=16384;
+        location / {{
+            proxy_pass http://stub;
+            proxy_http_version 1.1;
+            proxy_set_header Connection '';
+            proxy_buffering off;
+            proxy_request_buffering off;
+            proxy_read_timeout 1h;
+        }}
+    }}
+}}
+"
+    )
+}
