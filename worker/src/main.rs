@@ -1,2 +1,146 @@
-//! Placeholder.
-fn main() {}
+//! The worker's program: arguments, signals, exit status.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser as _;
+use modelrelay_worker::app::Worker;
+use modelrelay_worker::cli::Flags;
+use modelrelay_worker::settings::Source;
+use modelrelay_worker::telemetry;
+use tracing::{error, info};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Between looks at the settings file. Its folder may be swapped by symbolic links, so its content is compared.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+
+/// Threads: one request costs little, so more would only pass tasks around.
+const MOST_THREADS: usize = 2;
+
+fn main() -> ExitCode {
+    let flags = Flags::parse();
+    let check_only = flags.check_config;
+    let source = Source::of_process(flags);
+    if check_only {
+        return match source.load() {
+            Ok(_) => {
+                println!("the settings are valid");
+                ExitCode::SUCCESS
+            }
+            Err(error) => bad_settings(&error),
+        };
+    }
+    telemetry::init();
+    let settings = match source.load() {
+        Ok(settings) => settings,
+        Err(error) => return bad_settings(&error),
+    };
+    // Fails only when one is installed already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(MOST_THREADS);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build();
+    let done = runtime.map_err(anyhow::Error::from).and_then(|runtime| {
+        runtime.block_on(async {
+            let worker = Worker::start(settings).await?;
+            run(worker, &source).await
+        })
+    });
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            error!(error = format!("{error:#}"), "Cannot run");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn bad_settings(error: &dyn std::error::Error) -> ExitCode {
+    eprintln!("modelrelay-worker: {error}");
+    ExitCode::from(2)
+}
+
+/// Runs until a signal; a second one ends at once.
+async fn run(worker: Worker, source: &Source) -> anyhow::Result<()> {
+    let mut signals = signals::Signals::new()?;
+    tokio::select! {
+        name = signals.next() => info!(signal = name, "Signal received"),
+        () = watch_file(&worker, source) => {}
+    }
+    tokio::select! {
+        () = worker.shutdown() => {}
+        name = signals.next() => info!(signal = name, "Second signal received, ending at once"),
+    }
+    Ok(())
+}
+
+/// Puts changed settings in force until it is dropped.
+async fn watch_file(worker: &Worker, source: &Source) {
+    let Some(path) = source.file() else { return std::future::pending().await };
+    let mut seen = tokio::fs::read(&path).await.ok();
+    loop {
+        tokio::time::sleep(LOOK_EVERY).await;
+        let now = tokio::fs::read(&path).await.ok();
+        if now == seen {
+            continue;
+        }
+        seen = now;
+        match source.load() {
+            Ok(settings) => {
+                info!("The settings changed");
+                worker.reload(settings);
+            }
+            Err(error) => {
+                error!(%error, "The changed settings cannot be used; the old ones stay in force");
+                worker.reload_failed();
+            }
+        }
+    }
+}
+
+#[cfg(unix)]
+mod signals {
+    use tokio::signal::unix::{Signal, SignalKind, signal};
+
+    /// The signals that ask a process to leave.
+    pub(super) struct Signals {
+        terminate: Signal,
+        interrupt: Signal,
+    }
+
+    impl Signals {
+        pub(super) fn new() -> std::io::Result<Self> {
+            Ok(Self {
+                terminate: signal(SignalKind::terminate())?,
+                interrupt: signal(SignalKind::interrupt())?,
+            })
+        }
+
+        pub(super) async fn next(&mut self) -> &'static str {
+            tokio::select! {
+                _ = self.terminate.recv() => "SIGTERM",
+                _ = self.interrupt.recv() => "SIGINT",
+            }
+        }
+    }
+}
+
+#[cfg(not(unix))]
+mod signals {
+    /// The signal that asks a process to leave.
+    pub(super) struct Signals;
+
+    impl Signals {
+        pub(super) fn new() -> std::io::Result<Self> {
+            Ok(Self)
+        }
+
+        pub(super) async fn next(&mut self) -> &'static str {
+            match tokio::signal::ctrl_c().await {
+                Ok(()) => "Ctrl-C",
+                Err(_) => std::future::pending().await,
+            }
+        }
+    }
+}

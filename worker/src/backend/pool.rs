@@ -1,0 +1,166 @@
+//! Connections to the backend between two requests.
+//!
+//! A connection is not a task: whoever uses it polls it. So a request costs no wake-up of another task, and a
+//! request that is dropped takes its socket with it at once.
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Instant;
+
+use super::body::RequestBody;
+use crate::socket::Socket;
+
+/// How long an idle connection is kept.
+const KEEP_IDLE: Duration = Duration::from_secs(60);
+
+/// Read and write buffers of one connection stay below this.
+const MAX_BUFFER_BYTES: usize = 64 * 1024;
+
+/// A connection that speaks HTTP/1.1.
+pub(super) struct Connection {
+    pub(super) sender: http1::SendRequest<RequestBody>,
+    driver: Pin<Box<http1::Connection<TokioIo<Watched>, RequestBody>>>,
+    heard: Arc<AtomicBool>,
+    ended: bool,
+    /// Whether it has carried a request before.
+    pub(super) used: bool,
+}
+
+impl Connection {
+    /// Starts HTTP on a socket.
+    pub(super) async fn start(socket: Socket) -> hyper::Result<Self> {
+        let heard = Arc::new(AtomicBool::new(false));
+        let watched = Watched { socket, heard: Arc::clone(&heard) };
+        let (sender, driver) =
+            http1::Builder::new().max_buf_size(MAX_BUFFER_BYTES).handshake(TokioIo::new(watched)).await?;
+        Ok(Self { sender, driver: Box::pin(driver), heard, ended: false, used: false })
+    }
+
+    /// Moves bytes in both directions as far as they go. What happened is seen at the request and the response.
+    pub(super) fn drive(&mut self, cx: &mut Context<'_>) {
+        if !self.ended && self.driver.as_mut().poll(cx).is_ready() {
+            self.ended = true;
+        }
+    }
+
+    /// Says whether the backend sent any byte since [`Self::listen`].
+    pub(super) fn heard(&self) -> bool {
+        self.heard.load(Ordering::Relaxed)
+    }
+
+    /// Begins to listen anew.
+    pub(super) fn listen(&self) {
+        self.heard.store(false, Ordering::Relaxed);
+    }
+
+    /// Says whether another request may be sent.
+    fn is_idle(&mut self, cx: &mut Context<'_>) -> bool {
+        self.drive(cx);
+        !self.ended && self.sender.is_ready()
+    }
+}
+
+/// Remembers whether anything was read.
+struct Watched {
+    socket: Socket,
+    heard: Arc<AtomicBool>,
+}
+
+impl AsyncRead for Watched {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let polled = Pin::new(&mut self.socket).poll_read(cx, buf);
+        if buf.filled().len() > before {
+            self.heard.store(true, Ordering::Relaxed);
+        }
+        polled
+    }
+}
+
+impl AsyncWrite for Watched {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.socket).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.socket).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.socket.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_shutdown(cx)
+    }
+}
+
+/// Idle connections, the longest idle first.
+pub(super) struct Pool {
+    idle: Mutex<Vec<(Instant, Box<Connection>)>>,
+    most: usize,
+}
+
+impl Pool {
+    /// Keeps at most `most` connections.
+    pub(super) fn new(most: usize) -> Self {
+        Self { idle: Mutex::new(Vec::new()), most }
+    }
+
+    /// Takes the connection that was used last and is still open. Polling it once finds out.
+    pub(super) fn take(&self, cx: &mut Context<'_>) -> Option<Box<Connection>> {
+        loop {
+            let (_, mut connection) = self.lock().pop()?;
+            if connection.is_idle(cx) {
+                return Some(connection);
+            }
+        }
+    }
+
+    /// Keeps a connection for the next request, if it can carry one.
+    pub(super) fn give(&self, mut connection: Box<Connection>, cx: &mut Context<'_>) {
+        if !connection.is_idle(cx) {
+            return;
+        }
+        connection.used = true;
+        let mut idle = self.lock();
+        if idle.len() < self.most {
+            idle.push((Instant::now(), connection));
+        }
+    }
+
+    /// Closes what was idle for long.
+    pub(super) fn sweep(&self, now: Instant) {
+        let mut idle = self.lock();
+        let old = idle.partition_point(|(since, _)| now.duration_since(*since) > KEEP_IDLE);
+        let closed: Vec<_> = idle.drain(..old).collect();
+        // Closing sockets is left until the lock is free.
+        drop(idle);
+        drop(closed);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<(Instant, Box<Connection>)>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
