@@ -8,8 +8,6 @@
 //! use std::time::Instant;
 //! use modelrelay_relay::scheduler::*;
 //!
-//! # #[allow(clippy::disallowed_methods)]
-//! # fn main() {
 //! let now = Instant::now();
 //! let mut scheduler = Scheduler::new(SchedulerConfig::default());
 //! let (request, worker) = (RequestKey(1), WorkerId(1));
@@ -32,19 +30,18 @@
 //! let info = WorkerInfo { capacity, slots: 1, models, streams: false, identity: 7, reported_load: 0 };
 //! scheduler.handle(Event::Joined { worker, info }, now);
 //! assert_eq!(scheduler.poll_action(), Some(Action::Dispatch { request, worker, target: 0 }));
-//! # }
 //! ```
 //!
 //! # What goes first
 //! A free slot takes, of all requests that its worker could serve, the one of the highest band, then of the
 //! tenant with the least slot time per weight, then the oldest. Slot time counts as it passes, plus one second
-//! ([`fairness::EXPECTED`]) for each request that runs; there is one account per tenant, over all models.
+//! for each request that runs; there is one account per tenant, over all models.
 //!
 //! *Bound.* Let two tenants of weights v and w wait without a break in the same band for the same N slots, and
 //! let no request hold a slot longer than S. From the moment both wait, the slot time per weight that one gets
-//! exceeds the other's by at most N · max(S, 1 s) / min(v, w), plus what their accounts differed by then. That
-//! start is at most ten minutes for a tenant that comes to wait behind the floor of its queue, and nothing is
-//! saved up by not waiting: see [`fairness`].
+//! exceeds the other's by at most N · max(S, 1 s) / min(v, w), plus what their accounts differed by then. A
+//! tenant that comes to wait has no better account than the last one its queue served, so it saves nothing up
+//! while it asks for nothing, and is at most ten minutes behind that one.
 //!
 //! # How long requests wait
 //! A request that waits has two clocks: one runs while a worker serves a target of it (draining workers and

@@ -49,7 +49,7 @@ fn model() -> impl Strategy<Value = Arc<str>> {
 fn models() -> impl Strategy<Value = Vec<Arc<str>>> {
     prop_oneof![
         8 => prop::collection::vec(model(), 0..3),
-        1 => Just(vec!["*".into()]),
+        1 => prop::collection::vec(model(), 0..2).prop_map(|named| [vec!["*".into()], named].concat()),
     ]
 }
 

@@ -22,6 +22,18 @@ fn load_is_relative_to_the_slots() {
 }
 
 #[test]
+fn workers_of_every_kind_compete_by_load() {
+    let mut world = World::with_workers([(W1, 4)]);
+    world.join(W2, granted(4, &["m"]));
+    world.grant(W2, 4);
+    world.join(W3, declared(4, &["*"]));
+    world.report(W1, 1);
+    world.report(W3, 2);
+    let order: Vec<Action> = (1..=6).flat_map(|key| world.submit(request(key))).collect();
+    assert_eq!(workers(&order), [W2, W1, W2, W3, W1, W2]);
+}
+
+#[test]
 fn foreign_load_is_what_was_reported_less_what_is_in_flight() {
     let mut world = World::new(SchedulerConfig::default());
     world.join(W1, WorkerInfo { reported_load: 1, ..declared(2, &["m"]) });
