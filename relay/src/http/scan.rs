@@ -7,7 +7,6 @@ use std::borrow::Cow;
 use std::ops::Range;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use memchr::memchr2;
 use thiserror::Error;
 
 /// How deep arrays and objects may be nested, the body itself included.
@@ -323,26 +322,42 @@ impl<'a> Scanner<'a> {
         let start = self.at;
         let mut has_escapes = false;
         loop {
-            let rest = &self.bytes[self.at..];
-            let length = memchr2(b'"', b'\\', rest).unwrap_or(rest.len());
-            // Without an early exit this compiles to wide instructions; where it is, only matters when it is.
-            if rest[..length].iter().fold(false, |found, &byte| found | (byte < b' ')) {
-                let before = rest.iter().position(|&byte| byte < b' ').unwrap_or(0);
-                self.at += before;
-                return Err(self.problem(ScanProblem::ControlCharacter));
-            }
-            self.at += length;
+            self.skip_plain();
             match self.peek() {
                 Some(b'"') => {
                     self.at += 1;
                     return Ok(RawString { inside: start..self.at - 1, has_escapes });
                 }
+                Some(..b' ') => return Err(self.problem(ScanProblem::ControlCharacter)),
                 Some(_) => {
                     has_escapes = true;
                     self.escape()?;
                 }
                 None => return Err(self.problem(ScanProblem::UnexpectedEnd)),
             }
+        }
+    }
+
+    /// Passes over the bytes of a string that mean themselves, eight at a time.
+    fn skip_plain(&mut self) {
+        const ONES: u64 = u64::from_ne_bytes([1; 8]);
+        const HIGH: u64 = ONES << 7;
+        // Marks the high bit of each byte below `limit`; above the first such byte there may be false marks.
+        let below = |word: u64, limit: u64| word.wrapping_sub(ONES * limit) & !word & HIGH;
+        while let Some(bytes) = self.bytes[self.at..].first_chunk() {
+            let word = u64::from_le_bytes(*bytes);
+            let quote = below(word ^ (ONES * u64::from(b'"')), 1);
+            let backslash = below(word ^ (ONES * u64::from(b'\\')), 1);
+            let marks = below(word, u64::from(b' ')) | quote | backslash;
+            if marks != 0 {
+                // Eight bytes have at most 63 zeros before a mark.
+                self.at += marks.trailing_zeros() as usize / 8;
+                return;
+            }
+            self.at += 8;
+        }
+        while self.peek().is_some_and(|byte| !matches!(byte, b'"' | b'\\' | ..b' ')) {
+            self.at += 1;
         }
     }
 
@@ -369,12 +384,14 @@ impl<'a> Scanner<'a> {
         let leading_zero = self.peek() == Some(b'0');
         let whole = self.skip_digits();
         let mut good = whole > 0 && (whole == 1 || !leading_zero);
-        if self.skip_one(b".") {
-            good &= self.skip_digits() > 0;
-        }
-        if self.skip_one(b"eE") {
-            self.skip_one(b"+-");
-            good &= self.skip_digits() > 0;
+        if let Some(b'.' | b'e' | b'E') = self.peek() {
+            if self.skip_one(b".") {
+                good &= self.skip_digits() > 0;
+            }
+            if self.skip_one(b"eE") {
+                self.skip_one(b"+-");
+                good &= self.skip_digits() > 0;
+            }
         }
         if good { Ok(()) } else { Err(ScanError { problem: ScanProblem::Number, at: start }) }
     }
@@ -386,11 +403,10 @@ impl<'a> Scanner<'a> {
     }
 
     fn skip_digits(&mut self) -> usize {
-        let start = self.at;
-        while self.peek().is_some_and(|byte| byte.is_ascii_digit()) {
-            self.at += 1;
-        }
-        self.at - start
+        let rest = &self.bytes[self.at..];
+        let length = rest.iter().position(|byte| !byte.is_ascii_digit()).unwrap_or(rest.len());
+        self.at += length;
+        length
     }
 
     fn literal(&mut self, word: &[u8]) -> Step<()> {
@@ -578,6 +594,21 @@ mod tests {
         let error = scan(b"{\"model\":\"\xff\"}").unwrap_err();
         assert_eq!((error.problem, error.at), (NotUtf8, 10));
         assert_eq!(error.to_string(), "the body is not valid UTF-8 (at byte 10)");
+    }
+
+    #[test]
+    fn a_string_ends_where_it_ends_at_any_offset() {
+        for before in 0..20 {
+            let filler = "\u{7f}\u{e9}!\u{20ac}#[]\u{10ffff}".repeat(4);
+            let text: String = filler.chars().take(before).collect();
+            let at = r#"{"x":""#.len() + text.len();
+            let good = format!(r#"{{"x":"{text}","model":"m"}}"#);
+            assert_eq!(scan(good.as_bytes()).expect(&good).model, "m");
+            let bad = format!("{{\"x\":\"{text}\u{1f}{filler}\",\"model\":\"m\"}}");
+            assert_eq!(problem(&bad), (ScanProblem::ControlCharacter, at));
+            let bad = format!(r#"{{"x":"{text}\{filler}"}}"#);
+            assert_eq!(problem(&bad), (ScanProblem::Escape, at));
+        }
     }
 
     #[test]
