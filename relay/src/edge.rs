@@ -148,8 +148,10 @@ impl Edge {
         let shared = Arc::new(Shared { limits, phase: watch::Sender::new(Phase::Serving) });
         let serve = |stream: TcpStream, client: SocketAddr, slot: Option<OwnedSemaphorePermit>| {
             let (service, shared, tracker) = (service.clone(), shared.clone(), connections.clone());
+            // Before the task first runs: the edge must not take itself for idle until then.
+            let phase = shared.phase.subscribe();
             connections.spawn(async move {
-                connection::serve(stream, PeerAddr(client), service, shared, tracker).await;
+                connection::serve(stream, PeerAddr(client), service, shared, phase, tracker).await;
                 drop(slot);
             });
         };

@@ -36,13 +36,13 @@ pub(super) async fn serve<S: EdgeService>(
     client: PeerAddr,
     service: S,
     shared: Arc<Shared>,
+    mut phase: watch::Receiver<Phase>,
     tracker: TaskTracker,
 ) {
     if let Err(error) = stream.set_nodelay(true) {
         debug!(%error, "Connection ended before its first byte");
         return;
     }
-    let mut phase = shared.phase.subscribe();
     let activity = Arc::new(Activity::default());
     let mut io = EdgeIo::new(stream, activity.clone(), shared.clone());
     // In every `select!` here a change of phase polls the connection again too: that is how its socket notices.
