@@ -464,8 +464,11 @@ impl Dispatcher {
                 }
                 Action::Reject { request, reason } => {
                     if let Some(running) = inner.requests.get_mut(&request) {
-                        let error = match running.last_error.take() {
-                            Some(error) if matches!(reason, Reject::Refused(_)) => error,
+                        let is_text = running.work.as_ref().is_some_and(|work| work.is_text);
+                        let error = match (running.last_error.take(), reason) {
+                            (Some(error), Reject::Refused(_)) => error,
+                            // Text is refused only for its size.
+                            (_, Reject::Unsupported) if is_text => RelayError::RequestTooLarge,
                             _ => RelayError::from_reject(reason, &running.model),
                         };
                         running.pipe.fail(error);

@@ -28,6 +28,8 @@ pub struct Work {
     pub model_name: Arc<str>,
     /// Whether the body is JSON (else a multipart form): decides how a name is written into it.
     pub json: bool,
+    /// Whether the body is UTF-8, as plain v1 workers need it.
+    pub is_text: bool,
     /// Names under which workers may serve it.
     pub targets: Arc<[Target]>,
     /// The body's part of the bound on all bodies.

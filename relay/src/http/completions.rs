@@ -100,6 +100,7 @@ async fn answer(
         model: asked.model_range,
         model_name: asked.model.clone(),
         json: route.body() == BodyKind::Json,
+        is_text,
         targets,
         permit: held,
     };

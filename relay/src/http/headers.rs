@@ -1,5 +1,6 @@
 //! Which headers pass between client and worker, and the request id.
 
+use http::StatusCode;
 use http::header::{
     ACCEPT, AUTHORIZATION, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, HeaderMap,
     HeaderName, HeaderValue, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, USER_AGENT,
@@ -86,6 +87,14 @@ pub fn strip_response(headers: &mut HeaderMap) {
     for name in hops {
         headers.remove(name);
     }
+}
+
+/// Returns the status of an answer; what cannot be the last word on a request is the backend's fault.
+pub fn final_status(status: u16) -> StatusCode {
+    StatusCode::from_u16(status)
+        .ok()
+        .filter(|status| !status.is_informational())
+        .unwrap_or(StatusCode::BAD_GATEWAY)
 }
 
 /// Hop-by-hop and length headers.

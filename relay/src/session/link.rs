@@ -524,18 +524,15 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Link<IO> {
                 }
                 self.report_load(current_load);
             }
-            ToRelay::ResponseChunk { request_id, chunk } => {
-                if let Some(id) = v1::stream_id(&request_id) {
-                    self.on_v1_chunk(id, chunk, now);
-                }
-            }
+            ToRelay::ResponseChunk { request_id, chunk } => match v1::stream_id(&request_id) {
+                Some(id) => self.on_v1_chunk(id, chunk, now),
+                None => self.metrics.late_frames.inc(),
+            },
             ToRelay::ResponseComplete { request_id, status_code, headers, body, token_counts } => {
-                if let Some(id) = v1::stream_id(&request_id) {
-                    self.on_v1_complete(
-                        id,
-                        v1::Completion { status: status_code, headers, body, usage: token_counts },
-                        now,
-                    );
+                let completion = v1::Completion { status: status_code, headers, body, usage: token_counts };
+                match v1::stream_id(&request_id) {
+                    Some(id) => self.on_v1_complete(id, completion, now),
+                    None => self.metrics.late_frames.inc(),
                 }
             }
             ToRelay::Error { request_id, code, message } => {
@@ -582,7 +579,8 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Link<IO> {
             self.metrics.late_frames.inc();
             return;
         };
-        if !entry.streaming {
+        // Without a byte nothing has begun: the completion may still bring everything.
+        if !entry.streaming || chunk.is_empty() {
             return;
         }
         let (request, pipe, started) = (entry.request, entry.pipe.clone(), entry.started);
@@ -661,10 +659,7 @@ fn convert_head(head: &codec::ResponseHead) -> Head {
         }
     }
     headers::strip_response(&mut map);
-    Head {
-        status: http::StatusCode::from_u16(head.status).unwrap_or(http::StatusCode::BAD_GATEWAY),
-        headers: map,
-    }
+    Head { status: headers::final_status(head.status), headers: map }
 }
 
 #[allow(clippy::disallowed_methods, reason = "the ping carries a timestamp that people read in captures")]

@@ -98,13 +98,7 @@ impl Completion {
         headers::strip_response(&mut map);
         // v1 workers forward the backend's length even when they changed the framing.
         map.remove(header::CONTENT_LENGTH);
-        (
-            Head {
-                status: StatusCode::from_u16(self.status).unwrap_or(StatusCode::BAD_GATEWAY),
-                headers: map,
-            },
-            self.usage,
-        )
+        (Head { status: headers::final_status(self.status), headers: map }, self.usage)
     }
 }
 

@@ -1,6 +1,7 @@
-//! What clients and plain v1 workers see of a relay, over real sockets.
+//! What clients and workers see of a relay, over real sockets.
 
-#![allow(clippy::panic, clippy::unwrap_used, unreachable_pub, reason = "a test may fail")]
+#![allow(clippy::panic, clippy::unwrap_used, reason = "a test may fail")]
+#![allow(unreachable_pub, reason = "modules of one test binary")]
 
 mod support;
 mod v1;
