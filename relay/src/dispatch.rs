@@ -24,8 +24,8 @@ pub use self::work::{BodyBudget, BodyPermit, Work};
 use crate::http::error::RelayError;
 use crate::metrics::Metrics;
 use crate::scheduler::{
-    Action, Event, RefusalCause, Reject, RequestKey, Scheduler, SchedulerConfig, Submission, WorkerId,
-    WorkerInfo,
+    Action, CancelReason as Cause, Event, RefusalCause, Reject, RequestKey, Scheduler, SchedulerConfig,
+    Submission, WorkerId, WorkerInfo,
 };
 use crate::session::pipe::{Attempt, Pipe};
 use crate::session::{Close, Session};
@@ -215,8 +215,7 @@ impl Dispatcher {
             inner.sessions.values().filter(|other| session.replaces(other)).cloned().collect();
         for old in replaced {
             old.close(Close::Replaced);
-            inner.sessions.remove(&old.id);
-            self.handle(&mut inner, Event::Lost { worker: old.id });
+            self.lose(&mut inner, old.id);
         }
         inner.sessions.insert(session.id, session.clone());
         self.handle(&mut inner, Event::Joined { worker: session.id, info });
@@ -230,10 +229,21 @@ impl Dispatcher {
 
     /// A session ended.
     pub fn leave(&self, worker: WorkerId) {
-        let mut inner = self.lock();
-        if inner.sessions.remove(&worker).is_some() {
-            self.handle(&mut inner, Event::Lost { worker });
+        self.lose(&mut self.lock(), worker);
+    }
+
+    fn lose(&self, inner: &mut Inner, worker: WorkerId) {
+        if inner.sessions.remove(&worker).is_none() {
+            return;
         }
+        for running in inner.requests.values_mut().filter(|running| running.is_at(worker)) {
+            if running.work.is_some() {
+                // It moves or waits: from here on no clock of that worker runs.
+                running.assigned = None;
+                self.metrics.requeued("worker_lost");
+            }
+        }
+        self.handle(inner, Event::Lost { worker });
     }
 
     /// Takes unspent credits back; returns how many.
@@ -453,13 +463,17 @@ impl Dispatcher {
         while let Some(action) = inner.scheduler.poll_action() {
             match action {
                 Action::Dispatch { request, worker, target } => dispatch(inner, request, worker, target),
-                Action::Cancel { request, worker, .. } => {
+                Action::Cancel { request, worker, reason: cause } => {
                     if let Some(session) = inner.sessions.get(&worker)
                         && let Some(running) = inner.requests.get(&request)
                         && let Some(assigned) = &running.assigned
                         && assigned.worker == worker
                     {
-                        session.cancel(assigned.stream, reason.clone());
+                        let reason = match cause {
+                            Cause::ClientGone => reason.clone(),
+                            Cause::DeadlineExceeded => CancelReason::Timeout,
+                        };
+                        session.cancel(assigned.stream, reason);
                     }
                 }
                 Action::Reject { request, reason } => {

@@ -3,5 +3,8 @@
 #![allow(clippy::panic, clippy::unwrap_used, reason = "a test may fail")]
 #![allow(unreachable_pub, reason = "modules of one test binary")]
 
+mod cancel;
+mod errors;
+mod queue;
 mod support;
 mod v1;

@@ -44,6 +44,7 @@ impl V1Worker {
         request: http::request::Builder,
     ) -> (WebSocketStream<TcpStream>, http::HeaderMap) {
         let stream = TcpStream::connect(address).await.unwrap();
+        stream.set_nodelay(true).unwrap();
         let (socket, answer) =
             soon("an upgrade", tokio_tungstenite::client_async(request.body(()).unwrap(), stream))
                 .await
