@@ -109,7 +109,6 @@ impl ResponseBody {
             }
             Poll::Ready(Chunk::End) => {
                 self.state = State::Ended;
-                self.record.progressed(self.ticket.pipe.progress());
                 self.record.complete(self.status);
                 Poll::Ready(None)
             }
@@ -124,7 +123,6 @@ impl ResponseBody {
 
     /// Says what happened in the last event, where there are events, and breaks the transfer after it.
     fn break_off(&mut self, error: RelayError) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
-        self.record.progressed(self.ticket.pipe.progress());
         self.record.failed(&error);
         if !self.events {
             self.state = State::Ended;

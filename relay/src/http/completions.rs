@@ -88,7 +88,7 @@ async fn answer(
         bytes: body.len() as u64,
         affinity,
         excluded: admission::needs(&body, is_text),
-        deadline: settings.config.timeouts.request().map(|limit| (read_at + limit).into_std()),
+        deadline: settings.config.timeouts.request().map(|limit| (record.arrived() + limit).into_std()),
     };
     let path = parts.uri.path_and_query().map_or_else(|| route.path().to_owned(), ToString::to_string);
     let work = Work {
@@ -112,11 +112,11 @@ async fn answer(
         tenant: key.tenant_name.clone(),
         model: asked.model,
     });
+    record.follow(&ticket.pipe);
     relay.metrics.overhead_admission.observe(read_at.elapsed().as_secs_f64());
     let keep_alive = settings.config.queue.keep_alive().filter(|_| asked.stream && route.can_stream_events());
-    let head = wait_for_head(&ticket, keep_alive).await;
-    record.progressed(ticket.pipe.progress());
-    Ok(Answer { ticket, head: head.transpose()?, settings })
+    let head = wait_for_head(&ticket, keep_alive).await.transpose()?;
+    Ok(Answer { ticket, head, settings })
 }
 
 fn authenticate(settings: &Settings, headers: &HeaderMap) -> Result<Arc<ClientKey>, RelayError> {
@@ -191,7 +191,6 @@ fn respond(
         Some(Head { status, headers }) => {
             let mut response = match ticket.pipe.take_whole() {
                 Some(whole) => {
-                    record.progressed(ticket.pipe.progress());
                     record.sent(whole.len());
                     record.complete(status.as_u16());
                     let mut response = Response::new(Body::from(whole));

@@ -11,7 +11,7 @@ use super::route::ApiRoute;
 use crate::keys::ClientKey;
 use crate::limits::Permit;
 use crate::metrics::{Metrics, Outcome};
-use crate::session::pipe::Progress;
+use crate::session::pipe::{Pipe, Progress};
 
 /// A request on its way; dropping it unfinished means that the client left.
 #[derive(Debug)]
@@ -29,6 +29,7 @@ pub struct Record {
     counts_tokens: bool,
     /// Events of the answer, counted only where a limit needs them.
     pub events: u64,
+    pipe: Option<Arc<Pipe>>,
     progress: Progress,
     bytes_sent: u64,
     finished: bool,
@@ -50,6 +51,7 @@ impl Record {
             permit: None,
             counts_tokens: false,
             events: 0,
+            pipe: None,
             progress: Progress::default(),
             bytes_sent: 0,
             finished: false,
@@ -61,6 +63,11 @@ impl Record {
         self.tenant = key.tenant_name.clone();
         self.counts_tokens = key.limits.tokens_per_minute.is_some();
         self.permit = Some(permit);
+    }
+
+    /// Returns when the head of the request had arrived.
+    pub fn arrived(&self) -> Instant {
+        self.arrived
     }
 
     /// Says whether the answer's events have to be counted.
@@ -81,9 +88,9 @@ impl Record {
         self.admitted.map(|admitted| dispatched.saturating_duration_since(admitted))
     }
 
-    /// Notes how the response went.
-    pub fn progressed(&mut self, progress: Progress) {
-        self.progress = progress;
+    /// Notes where the response arrives: at the end of the request it tells how that went.
+    pub fn follow(&mut self, pipe: &Arc<Pipe>) {
+        self.pipe = Some(pipe.clone());
     }
 
     /// Counts bytes that the client got.
@@ -98,7 +105,8 @@ impl Record {
 
     /// The client got an error of ours, as an answer or in place of the rest of one.
     pub fn failed(&mut self, error: &RelayError) {
-        let outcome = if self.progress.attempt.is_some() { Outcome::Failed } else { Outcome::Rejected };
+        let attempted = self.pipe.as_ref().is_some_and(|pipe| pipe.progress().attempt.is_some());
+        let outcome = if attempted { Outcome::Failed } else { Outcome::Rejected };
         if let RelayError::Internal(source) = error {
             tracing::error!(request_id = self.request_id.as_str(), error = %source, "Internal error");
         }
@@ -108,6 +116,9 @@ impl Record {
     fn finish(&mut self, outcome: Outcome, status: u16, code: Option<&'static str>) {
         if std::mem::replace(&mut self.finished, true) {
             return;
+        }
+        if let Some(pipe) = self.pipe.take() {
+            self.progress = pipe.progress();
         }
         let now = Instant::now();
         let status_text = status_label(status);
