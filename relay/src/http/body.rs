@@ -45,14 +45,14 @@ pub struct ResponseBody {
     status: u16,
     /// The client reads events, so that an error can be one.
     events: bool,
-    /// The last byte ended a line, so that an event can follow.
-    at_line_start: bool,
+    /// Line ends that the body ends with so far, as [`line_ends`] counts them.
+    line_ends: usize,
 }
 
 impl ResponseBody {
     /// Passes on the body of a response whose head is known.
     pub fn passing(ticket: Ticket, record: Record, api: Api, status: u16, events: bool) -> Self {
-        Self { ticket, record, state: State::Passing, api, status, events, at_line_start: true }
+        Self { ticket, record, state: State::Passing, api, status, events, line_ends: 2 }
     }
 
     /// Sends a comment every `interval` until the response begins.
@@ -66,7 +66,7 @@ impl ResponseBody {
             api,
             status: 200,
             events: true,
-            at_line_start: true,
+            line_ends: 2,
         }
     }
 
@@ -79,9 +79,10 @@ impl ResponseBody {
             }
             // Anything but an event stream cannot follow the comments.
             Poll::Ready(Ok(head)) => {
-                self.status = head.status.as_u16();
-                let error = RelayError::backend("the backend's answer is no event stream");
-                self.break_off(error)
+                let status = head.status.as_u16();
+                self.record.failed_with_status(status);
+                let error = format!("the backend answered {status}, not with events that can follow");
+                self.break_off(RelayError::backend(error))
             }
             Poll::Ready(Err(error)) => self.break_off(error),
             Poll::Pending => {
@@ -101,7 +102,7 @@ impl ResponseBody {
         match self.ticket.pipe.poll_chunk(cx) {
             Poll::Pending => Poll::Pending,
             Poll::Ready(Chunk::Data(bytes)) => {
-                self.at_line_start = bytes.last() == Some(&b'\n');
+                self.line_ends = line_ends(self.line_ends, &bytes);
                 if self.events && self.record.wants_events() {
                     self.record.events += memchr::memmem::find_iter(&bytes, b"data:").count() as u64;
                 }
@@ -130,13 +131,9 @@ impl ResponseBody {
         }
         let event = error.last_event(self.api, &self.record.request_id);
         self.state = State::Breaking(error);
-        if self.at_line_start {
-            return self.frame(event);
-        }
-        let mut cut = Vec::with_capacity(event.len() + 2);
-        cut.extend_from_slice(b"\n\n");
-        cut.extend_from_slice(&event);
-        self.frame(cut.into())
+        // What was cut ends first: the two must not be read as one.
+        let missing = &b"\n\n"[self.line_ends..];
+        self.frame([missing, &event].concat().into())
     }
 }
 
@@ -174,6 +171,22 @@ impl Body for ResponseBody {
     fn size_hint(&self) -> SizeHint {
         SizeHint::default()
     }
+}
+
+/// Counts the line ends, two at most, that a body ends with after `bytes`: a blank line ends an event.
+fn line_ends(before: usize, bytes: &[u8]) -> usize {
+    let mut ends = 0;
+    for byte in bytes.iter().rev() {
+        match byte {
+            b'\n' => ends += 1,
+            b'\r' => {}
+            _ => return ends,
+        }
+        if ends == 2 {
+            return ends;
+        }
+    }
+    (before + ends).min(2)
 }
 
 /// Says whether what the backend sends can follow comments that were sent before it.

@@ -113,6 +113,11 @@ impl Record {
         self.finish(outcome, error.status().as_u16(), Some(error.code()));
     }
 
+    /// The backend's answer could not follow what the client was promised; `status` is what it would have been.
+    pub fn failed_with_status(&mut self, status: u16) {
+        self.finish(Outcome::Failed, status, None);
+    }
+
     fn finish(&mut self, outcome: Outcome, status: u16, code: Option<&'static str>) {
         if std::mem::replace(&mut self.finished, true) {
             return;

@@ -6,5 +6,7 @@
 mod cancel;
 mod errors;
 mod queue;
+mod requeue;
+mod streaming;
 mod support;
 mod v1;
