@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result};
 use clap::Args;
@@ -51,10 +52,11 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     for round in 1..=rounds {
         run_round(&plan, round, rounds, &binaries, &mut figures)?;
     }
-    println!("\n{}; {rounds} rounds, {:.0} s in all\n", machine(), watch.elapsed().as_secs_f64());
+    let machine = machine()?;
+    println!("\n{machine}, median of {rounds} rounds, {:.0} s in all\n", watch.elapsed().as_secs_f64());
     print!("{}", figures.markdown(&["direct", "nginx", "modelrelay"]));
     if let Some(file) = &options.json {
-        let report = json!({ "machine": machine(), "rounds": rounds, "figures": figures.json() });
+        let report = json!({ "machine": machine, "rounds": rounds, "figures": figures.json() });
         fs::write(file, format!("{report:#}\n")).with_context(|| format!("write {}", file.display()))?;
     }
     Ok(())
@@ -97,10 +99,12 @@ fn raise_open_files() -> Result<u64> {
     Ok(limit.maximum.unwrap_or(u64::MAX))
 }
 
-fn machine() -> String {
+/// Returns the day and what runs here, for whoever reads the figures later.
+fn machine() -> Result<String> {
+    let day = process::capture("date", Command::new("date").args(["-u", "+%Y-%m-%d"]), || {})?;
     let processors = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let mut names =
         processors.lines().filter_map(|line| Some(line.strip_prefix("model name")?.split_once(':')?.1));
     let first = names.next().map_or("processor unknown", str::trim);
-    format!("{} cores of {first}", names.count() + 1)
+    Ok(format!("{}, {} cores of {first}", day.trim(), names.count() + 1))
 }

@@ -64,7 +64,7 @@ fn require_all() -> bool {
 fn run_checks(report: &mut Report) -> Result<()> {
     cargo(report, "fmt", &["fmt", "--all", "--check"])?;
     cargo(report, "clippy", &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])?;
-    let mut doc = workspace::cargo(["doc", "--workspace", "--no-deps", "--document-private-items"]);
+    let mut doc = workspace::cargo(["doc", "--workspace", "--no-deps"]);
     command(report, "doc", doc.env("RUSTDOCFLAGS", "-D warnings"))?;
     match Part::CargoDeny.path() {
         Ok(program) => {
