@@ -8,6 +8,7 @@ pub(crate) mod exchange;
 mod pool;
 
 use std::error::Error as _;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -126,22 +127,23 @@ impl Backend {
         if let Some(mut connection) = idle {
             let again = call.body.again();
             connection.listen();
-            let sent = connection.sender.send_request(request(call.body, headers.clone()));
+            let sent = pin!(connection.sender.send_request(request(call.body, headers.clone())));
             match Exchange::head(&mut connection, sent).await {
                 Ok(response) => return Ok(Exchange::new(connection, Arc::clone(&self.pool), response)),
                 // The backend closed an idle connection while the request was on its way: it never saw it.
                 Err(_) if !connection.heard() && again.is_untouched() => {
-                    return self.fresh(request(again, headers)).await;
+                    return Box::pin(self.fresh(request(again, headers))).await;
                 }
                 Err(error) => return Err(CallError::from_hyper(&error)),
             }
         }
-        self.fresh(request(call.body, headers)).await
+        Box::pin(self.fresh(request(call.body, headers))).await
     }
 
+    /// Asks on a new connection. Boxed by its callers: dialling is rare, and would make every job larger by what it needs.
     async fn fresh(&self, request: Request<RequestBody>) -> Result<(Parts, Exchange), CallError> {
         let mut connection = self.target.connect(self.connect_limit, &self.tls).await?;
-        let sent = connection.sender.send_request(request);
+        let sent = pin!(connection.sender.send_request(request));
         match Exchange::head(&mut connection, sent).await {
             Ok(response) => Ok(Exchange::new(connection, Arc::clone(&self.pool), response)),
             Err(error) => Err(CallError::from_hyper(&error)),

@@ -7,7 +7,7 @@ pub(crate) mod streams;
 pub(crate) mod v1;
 
 use std::future::Future;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -18,9 +18,10 @@ use tokio::time::{Instant, Sleep};
 use crate::backend::CallError;
 use mailbox::{Abort, Mailbox};
 
-/// Runs a future until the job is told to end. The future is dropped before this returns.
-async fn unless_aborted<F: Future>(mailbox: &Mailbox, work: F) -> Result<F::Output, Abort> {
-    let mut work = pin!(work);
+/// Runs a future until the job is told to end.
+///
+/// The future is pinned by the caller: taken by value it would be kept twice, and jobs are what the worker has most of.
+async fn unless_aborted<F: Future>(mailbox: &Mailbox, mut work: Pin<&mut F>) -> Result<F::Output, Abort> {
     std::future::poll_fn(|cx| match mailbox.poll_abort(cx) {
         Some(abort) => Poll::Ready(Err(abort)),
         None => work.as_mut().poll(cx).map(Ok),
@@ -62,8 +63,10 @@ impl Patience {
     }
 
     /// Waits for a future that ends when the backend does something.
-    async fn during<T>(&mut self, work: impl Future<Output = Result<T, CallError>>) -> Result<T, CallError> {
-        let mut work = pin!(work);
+    async fn during<T>(
+        &mut self,
+        mut work: Pin<&mut impl Future<Output = Result<T, CallError>>>,
+    ) -> Result<T, CallError> {
         self.restart();
         std::future::poll_fn(|cx| match work.as_mut().poll(cx) {
             Poll::Ready(done) => Poll::Ready(done),
@@ -93,7 +96,10 @@ mod tests {
         let mut patience = Patience::new(Some(Duration::from_secs(10)));
         let start = Instant::now();
         let silent = std::future::pending::<Result<(), CallError>>();
-        assert_eq!(patience.during(silent).await.unwrap_err().code, FailureCode::BackendTimeout);
+        assert_eq!(
+            patience.during(std::pin::pin!(silent)).await.unwrap_err().code,
+            FailureCode::BackendTimeout
+        );
         assert_eq!(start.elapsed().as_secs(), 10);
 
         let mut patience = Patience::new(Some(Duration::from_secs(10)));

@@ -57,11 +57,13 @@ pub(crate) struct Exchange {
 
 impl Exchange {
     /// Waits for a response's head while driving its connection.
-    pub(super) async fn head<F>(connection: &mut Connection, response: F) -> hyper::Result<Response<Incoming>>
+    pub(super) async fn head<F>(
+        connection: &mut Connection,
+        mut response: Pin<&mut F>,
+    ) -> hyper::Result<Response<Incoming>>
     where
         F: Future<Output = hyper::Result<Response<Incoming>>>,
     {
-        let mut response = std::pin::pin!(response);
         std::future::poll_fn(|cx| {
             connection.drive(cx);
             response.as_mut().poll(cx)

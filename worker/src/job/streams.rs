@@ -1,5 +1,6 @@
 //! A request of a relay that speaks our extensions: binary frames under a window.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 
@@ -54,7 +55,12 @@ pub(crate) async fn run(job: Job) {
     let Job { core, link, stream, mailbox, ticket, path, headers, body } = job;
     let running = core.metrics.job_started();
     let call = Call { method: Method::POST, path, headers, body };
-    let last = match unless_aborted(&mailbox, answer(&core, &link, stream, &mailbox, call)).await {
+    // In a block of its own: what runs there is dropped, and its connection closed, before anything is said of it.
+    let answered = {
+        let answer = pin!(answer(&core, &link, stream, &mailbox, call));
+        unless_aborted(&mailbox, answer).await
+    };
+    let last = match answered {
         Ok(last) => last,
         Err(Abort::Cancelled(asked)) => Last::Cancelled(asked),
         Err(Abort::Draining) => Last::Failed(CallError::new(FailureCode::Draining, "the worker leaves")),
@@ -112,7 +118,7 @@ fn last_frame(stream: StreamId, last: Last, regrant: bool, core: &Core) -> (Byte
 async fn answer(core: &Core, link: &Link, stream: StreamId, mailbox: &Mailbox, call: Call) -> Last {
     let asked = Instant::now();
     let mut patience = Patience::new(core.idle_limit);
-    let (mut head, mut exchange) = match patience.during(core.backend.call(call)).await {
+    let (mut head, mut exchange) = match patience.during(pin!(core.backend.call(call))).await {
         Ok(begun) => begun,
         Err(error) => return Last::Failed(error),
     };

@@ -1,5 +1,6 @@
 //! A request of a plain v1 relay: its answer travels as JSON text.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 
@@ -91,8 +92,12 @@ pub(crate) async fn run(job: Job) {
     let Job { core, link, request_id, mailbox, ticket, is_streaming, path, headers, body } = job;
     let running = core.metrics.job_started();
     let call = Call { method: Method::POST, path, headers, body };
-    let work = answer(&core, &link, &request_id, is_streaming, call);
-    let complete = match unless_aborted(&mailbox, work).await {
+    // In a block of its own: what runs there is dropped, and its connection closed, before anything is said of it.
+    let answered = {
+        let answer = pin!(answer(&core, &link, &request_id, is_streaming, call));
+        unless_aborted(&mailbox, answer).await
+    };
+    let complete = match answered {
         Ok(Ok(complete)) => Some(complete),
         Ok(Err(error)) => {
             core.report_failure(&error);
@@ -137,7 +142,7 @@ async fn answer(
 ) -> Result<Complete, CallError> {
     let asked = Instant::now();
     let mut patience = Patience::new(core.idle_limit);
-    let (mut head, mut exchange) = patience.during(core.backend.call(call)).await?;
+    let (mut head, mut exchange) = patience.during(pin!(core.backend.call(call))).await?;
     backend::strip(&mut head.headers);
     let mut usage = UsageReader::for_answer(&head.headers);
     // Only what a v1 relay shows as an event stream may go in chunks: with chunks it ignores status and headers.
