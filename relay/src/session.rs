@@ -6,6 +6,7 @@
 //! request has at most one cancel and, for each window that its client took, two openings.
 
 pub mod accept;
+mod credits;
 pub mod gate;
 pub mod link;
 pub mod pipe;

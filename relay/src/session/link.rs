@@ -25,6 +25,7 @@ use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 use tracing::{debug, info, warn};
 
+use super::credits::Credits;
 use super::gate::Gate;
 use super::pipe::Head;
 use super::table::Outgoing;
@@ -68,6 +69,7 @@ pub struct Link<IO> {
     request_window: u32,
     uploads: VecDeque<Upload>,
     held: Held,
+    credits: Credits,
     last_frame: Instant,
     next_ping: Instant,
     ping: Option<(u64, Instant)>,
@@ -93,6 +95,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Link<IO> {
         request_window: u32,
     ) -> Self {
         let now = Instant::now();
+        let credits = Credits::new(session.slots);
         Self {
             socket,
             session,
@@ -101,6 +104,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Link<IO> {
             request_window,
             uploads: VecDeque::new(),
             held: Held::default(),
+            credits,
             last_frame: now,
             next_ping: now + PING_INTERVAL,
             ping: None,
@@ -326,11 +330,18 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Link<IO> {
             return Err(Close::Protocol("a binary frame beyond its limit".into()));
         }
         match codec::decode_worker_frame(bytes) {
-            Ok(WorkerFrame::Response(stream, part)) => self.on_response(stream, part, now),
+            Ok(WorkerFrame::Response(stream, mut part)) => {
+                if part.end {
+                    part.regrant = self.settle(stream, part.regrant);
+                }
+                self.on_response(stream, part, now);
+            }
             Ok(WorkerFrame::Failed { stream, code, message, regrant }) => {
+                let regrant = self.settle(stream, regrant);
                 self.on_failed(stream, code, &message, regrant, now);
             }
             Ok(WorkerFrame::Cancelled { stream, regrant }) => {
+                let regrant = self.settle(stream, regrant);
                 self.on_failed(stream, FailureCode::Internal, "cancelled by the worker", regrant, now);
             }
             Ok(WorkerFrame::Window { stream, bytes }) => {
@@ -341,6 +352,12 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Link<IO> {
             Err(error) => return Err(Close::Protocol(error.to_string())),
         }
         Ok(())
+    }
+
+    /// A last frame arrived; returns whether another request may take the place of its own.
+    fn settle(&mut self, stream: StreamId, regrant: bool) -> bool {
+        let known = self.session.table().get_mut(stream).is_some();
+        known && self.credits.ended(regrant)
     }
 
     fn on_response(&mut self, id: StreamId, mut part: ResponsePart, now: Instant) {
@@ -364,13 +381,11 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Link<IO> {
         if entry.started {
             let request = entry.request;
             let pipe = entry.pipe.clone();
-            if part.end {
-                table.remove(id);
-            }
             drop(table);
             if pipe.push(part.body, now).is_err() {
                 self.overrun(id, request, part.end, part.regrant);
             } else if part.end {
+                self.session.table().remove(id);
                 pipe.complete(part.usage);
                 self.dispatcher.ended(worker, request, part.regrant);
             }
@@ -385,12 +400,9 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Link<IO> {
         let request = entry.request;
         let pipe = entry.pipe.clone();
         let Some(head) = entry.head.take() else {
-            table.remove(id);
             drop(table);
             let error = RelayError::backend("the worker sent a body without a head");
-            if self.dispatcher.ended(worker, request, part.regrant) {
-                pipe.fail(error);
-            }
+            self.break_off(id, request, error, part.end, part.regrant);
             return;
         };
         drop(table);
@@ -440,16 +452,19 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Link<IO> {
         self.break_off(id, request, error, ended, regrant);
     }
 
-    /// Breaks a running response off and tells the worker, unless it had ended there.
+    /// Breaks a running response off and tells the worker, unless it has ended there.
     fn break_off(&self, id: StreamId, request: RequestKey, error: RelayError, ended: bool, regrant: bool) {
-        if !ended {
-            let pipe = self.session.table().get_mut(id).map(|entry| entry.pipe.clone());
-            if let Some(pipe) = pipe {
-                pipe.fail(error);
-            }
-            self.session.cancel(id, frame::CancelReason::Other("response too large".into()));
+        let pipe = self.session.table().get_mut(id).map(|entry| entry.pipe.clone());
+        if ended {
+            self.session.table().remove(id);
+        } else {
+            self.session.cancel(id, frame::CancelReason::Other("broken off".into()));
         }
-        self.dispatcher.ended(self.session.id, request, ended && regrant);
+        if self.dispatcher.ended(self.session.id, request, ended && regrant)
+            && let Some(pipe) = pipe
+        {
+            pipe.fail(error);
+        }
     }
 
     fn on_failed(&mut self, id: StreamId, code: FailureCode, message: &str, regrant: bool, now: Instant) {
@@ -546,11 +561,14 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Link<IO> {
                 }
             }
             ToRelay::Grant { n } if self.session.extensions.has(Extension::Slots) => {
-                self.dispatcher.worker_event(Event::Granted { worker, credits: n });
+                let credits = self.credits.lend(n);
+                self.dispatcher.worker_event(Event::Granted { worker, credits });
             }
             ToRelay::Recall { n } if self.session.extensions.has(Extension::Slots) => {
-                let n = self.dispatcher.recall(worker, n);
-                self.session.send(ToWorker::Return { n });
+                let beyond = self.credits.give_back(n);
+                let unspent = self.dispatcher.recall(worker, n - beyond);
+                self.credits.gave_back(unspent);
+                self.session.send(ToWorker::Return { n: beyond + unspent });
             }
             ToRelay::Load(report) if ours => self.session.live_mut().load = Some(report),
             ToRelay::Draining { deadline_ms } if ours => {

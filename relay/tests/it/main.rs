@@ -5,6 +5,7 @@
 
 mod cancel;
 mod errors;
+mod ours;
 mod queue;
 mod requeue;
 mod streaming;

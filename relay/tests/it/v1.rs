@@ -563,7 +563,7 @@ async fn an_answer_that_outgrows_its_buffer_is_broken_off_and_cancelled() {
         worker.cancelled(&request).await
     };
     let reason = soon("a cancel", stuffed).await;
-    assert_eq!(reason, json!({ "other": "response too large" }));
+    assert_eq!(reason, json!({ "other": "broken off" }));
     let got = answer.broken_body().await;
     assert!(got.len() > 15 << 20 && got.len() < 64 << 20, "{} bytes came through", got.len());
     let end = String::from_utf8_lossy(&got[got.len() - 400..]).into_owned();

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
 use modelrelay_protocol::codec::{self, FailureCode, RelayFrame, RequestHead, StreamId};
 use modelrelay_protocol::frame::TokenCounts;
+use modelrelay_relay::scheduler::WorkerView;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio_tungstenite::WebSocketStream;
@@ -54,17 +55,22 @@ impl OurWorker {
 
     /// Lends slots and waits until the relay knows.
     pub async fn grant(&mut self, relay: &TestRelay, n: u32) {
-        let before = self.lent(relay);
+        let known = |worker: &Self| worker.view(relay).map_or(0, |view| view.free + view.load);
+        let before = known(self);
         self.send(json!({ "type": "grant", "n": n })).await;
-        eventually("the slots are lent", || (self.lent(relay) == before + n).then_some(())).await;
+        eventually("the slots are lent", || (known(self) == before + n).then_some(())).await;
     }
 
     /// Slots that the relay may still use here.
     pub fn lent(&self, relay: &TestRelay) -> u32 {
+        self.view(relay).map_or(0, |view| view.free)
+    }
+
+    fn view(&self, relay: &TestRelay) -> Option<WorkerView> {
         let id: u64 = self.ack["worker_id"].as_str().unwrap().trim_start_matches('w').parse().unwrap();
         let now = tokio::time::Instant::now().into_std();
         let snapshot = relay.relay.dispatcher.with_scheduler(|scheduler| scheduler.snapshot(now));
-        snapshot.workers.iter().find(|worker| worker.worker.0 == id).map_or(0, |worker| worker.free)
+        snapshot.workers.into_iter().find(|worker| worker.worker.0 == id)
     }
 
     pub async fn send(&mut self, message: Value) {
