@@ -1,0 +1,13 @@
+//! The worker against a scripted relay over real sockets. JSON frames are written by hand from the protocol's text.
+
+#![allow(clippy::panic, clippy::unwrap_used, reason = "helpers of tests may fail like the tests")]
+
+mod backend;
+mod cancel;
+mod drain;
+mod program;
+mod relays;
+mod streams;
+mod support;
+mod v1;
+mod v1_text;
