@@ -176,6 +176,9 @@ pub struct LoadReport {
     /// Why not, for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// How many relays the slots are lent to, this one included; left out for one ([`crate::slots`]).
+    #[serde(default, skip_serializing_if = "is_alone")]
+    pub relays: u32,
     /// Idle slots of this worker are lent to other relays.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub idle_elsewhere: bool,
@@ -351,6 +354,11 @@ pub enum CancelReason {
     ServerShutdown,
     /// Anything else.
     Other(String),
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde hands it a reference")]
+fn is_alone(relays: &u32) -> bool {
+    *relays <= 1
 }
 
 fn null_as_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>

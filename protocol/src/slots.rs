@@ -1,14 +1,118 @@
 //! Who may use a worker's slots: the arbiter at the worker, a value without IO.
 //!
-//! The worker owns its slots and is the only arbiter. It lends idle slots to the relays that it is connected to, as
-//! credits; a relay spends one for each request. What is lent and what runs never exceeds the slots, so nothing is ever
-//! refused for being late.
+//! A worker holds one session with every relay replica. It owns its slots and is their only arbiter: it lends them to
+//! the relays as *credits*, and a relay spends one credit for each request. What is lent and what runs, summed over all
+//! sessions, never exceeds the slots, so nothing is over-committed and no request is refused for being late. There is no
+//! shared database, and relays do not talk to one another.
+//!
+//! # Messages
+//! All are text frames of [`crate::frame`], in force with [`Extension::Slots`](crate::frame::Extension::Slots).
+//!
+//! | message | from | means |
+//! | --- | --- | --- |
+//! | `grant {n}` | worker | `n` more slots are lent to this relay |
+//! | request | relay | spends one credit |
+//! | last frame of a response with `REGRANT` | worker | the request's slot is lent to this relay again; without the flag it is the worker's |
+//! | `recall {n}` | worker | asks for up to `n` unspent credits back |
+//! | `return {n}` | relay | answers the oldest recall that is open, at once and exactly once: how many come back, from none to all asked for |
+//! | `want {n, band, age_ms}` | relay | this relay lacks `n` slots; of the requests that wait for them the next has this priority and has waited so long. Replaces the want before it; `n` = 0 withdraws it |
+//! | `load {relays, idle_elsewhere}` | worker | how many relays share these slots, and whether idle ones are lent to others |
+//!
+//! # What a credit goes through
+//! ```text
+//!            grant, REGRANT                      request
+//!   worker's ──────────────► lent, unspent ─────────────────► running
+//!      ▲                         │                               │
+//!      ├──── return, session end ┘                               │
+//!      └──────────────────────────────── last frame, call closed ┘
+//! ```
+//! A credit stays valid until it is returned: a request that crosses a recall, a `goaway` or the worker's drain is
+//! served. When a session ends, its unspent credits are the worker's at once; the slots of what ran there are when their
+//! backend calls are closed ([`Arbiter::finished`]).
+//!
+//! # How the arbiter decides
+//! - **One relay** is lent every slot when it registers. Nothing is recalled, wanted or reported: no message more than
+//!   without credits.
+//! - **A free slot** goes to the best claim: the want of the highest band, then the one whose request is oldest. The
+//!   worker lets a want grow older by itself. Each grant fills one of the `n`.
+//! - **A request that ends** hands its slot back; without a better claim the same relay gets it again in the same frame.
+//!   So slots gather where they are used, and stay there without a message.
+//! - **A want that no free slot fills** makes the worker recall as many *idle* credits from other relays. A relay that
+//!   wants has none that are idle, and credits that were granted for a want count as spent until the relay says `want 0`,
+//!   or for two seconds.
+//! - **A recall that is not answered** for two seconds does not hold anything up: the worker recalls elsewhere too. What
+//!   is with the silent relay stays lent until it answers or its session ends.
+//! - **When a relay comes or goes**, idle slots are spread evenly: as many to each as to any other, and those that are
+//!   left over to the sessions of the lowest rank, a random number, so that not every worker favours the same relay.
+//! - **A relay that leaves** (`goaway`) gives its idle credits to those that stay; its wants are answered as ever.
+//! - **A worker that drains** ([`Arbiter::withdraw`]) recalls what is idle and lends nothing more.
+//! - **A relay without credits** (plain v1) has a fixed part, set aside for it as long as it is connected.
+//! - No relay has more than the `max_concurrent` of its `register_ack`.
+//!
+//! `load` says `idle_elsewhere` when that turns, and at once only to a relay that wants or lately wanted; to others at
+//! most every 250 ms. So a worker with one slot does not tell every relay of every request.
+//!
+//! # What a relay does
+//! It dispatches while it has credits. When requests wait that a worker could serve, it asks as many workers with idle
+//! slots elsewhere as it lacks slots, at once; when there is none, all that serve the model, at most 64. While requests
+//! wait it renews a want at most every 250 ms, and when none wait it withdraws what is open. A grant that it has no use
+//! for it answers with `want 0`. An idle slot reaches a queued request in four steps (`want`, `recall`, `return`,
+//! `grant`): two round trips.
+
+mod account;
+mod decide;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use self::account::{Account, Claim, Phase};
+
+/// How long a recall may stay unanswered before the worker recalls elsewhere too, and how long credits that were
+/// granted for a want count as about to be spent.
+pub const RECALL_LIMIT: Duration = Duration::from_secs(2);
+
+/// The least time between two reports to a relay that wants nothing, and between two wants of a relay to a worker.
+pub const RENEWAL_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Names one session at the worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SessionKey(pub u64);
+
+/// How a session takes part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lending {
+    /// Slots are lent as credits.
+    Credits,
+    /// A relay without credits: so many slots are set aside for it.
+    Fixed {
+        /// How many.
+        part: u32,
+    },
+}
+
+/// What holds for a session as long as it lasts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Terms {
+    /// How it takes part.
+    pub lending: Lending,
+    /// Slots that it may have at once: `max_concurrent` of its `register_ack`.
+    pub most: u32,
+    /// Who comes first where slots do not divide evenly; random.
+    pub rank: u64,
+}
+
+/// What a relay says that it lacks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Want {
+    /// How many slots; 0 withdraws the want.
+    pub n: u32,
+    /// Priority of the request that would be dispatched next.
+    pub band: i32,
+    /// How long that request has waited.
+    pub age: Duration,
+}
 
 /// What the worker must send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +131,27 @@ pub enum SlotAction {
         /// At most how many.
         n: u32,
     },
+    /// Send a load report.
+    Report {
+        /// To whom.
+        session: SessionKey,
+        /// What it says of the slots.
+        shared: Shared,
+    },
+}
+
+/// What a relay is told of slots that it does not have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shared {
+    /// How many relays the slots are lent to.
+    pub relays: u32,
+    /// Whether idle slots are lent to others.
+    pub idle_elsewhere: bool,
+}
+
+impl Shared {
+    /// What a relay assumes before it is told anything.
+    pub const ALONE: Self = Self { relays: 1, idle_elsewhere: false };
 }
 
 /// A relay sent a request without a credit.
@@ -34,16 +159,34 @@ pub enum SlotAction {
 #[error("the relay has no credit left")]
 pub struct NoCredit;
 
-#[derive(Debug, Default)]
-struct Account {
-    lent: u32,
-    running: u32,
-    recalling: u32,
-    /// The session ended; its running requests still hold their slots until their backend calls are closed.
-    gone: bool,
-}
+/// A relay returned more than was asked for, or without being asked.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the relay returned {0} credits that were not recalled")]
+pub struct NotRecalled(pub u32);
 
-/// Lends the slots of one worker.
+/// Lends the slots of one worker; see the module.
+///
+/// Every method takes the time and returns what must be sent, in order. [`Arbiter::handle_timeout`] is due at
+/// [`Arbiter::poll_timeout`].
+///
+/// ```
+/// use std::time::{Duration, Instant};
+/// use modelrelay_protocol::slots::*;
+///
+/// let now = Instant::now();
+/// let (first, second) = (SessionKey(1), SessionKey(2));
+/// let terms = |rank| Terms { lending: Lending::Credits, most: 1, rank };
+/// let mut arbiter = Arbiter::new(1);
+/// assert_eq!(arbiter.joined(first, terms(1), now), [SlotAction::Grant { session: first, n: 1 }]);
+/// arbiter.joined(second, terms(2), now);
+/// let want = Want { n: 1, band: 0, age: Duration::ZERO };
+/// assert_eq!(arbiter.wanted(second, want, now), [SlotAction::Recall { session: first, n: 1 }]);
+/// let actions = arbiter.returned(first, 1, now)?;
+/// assert_eq!(actions[0], SlotAction::Grant { session: second, n: 1 });
+/// arbiter.started(second, now)?;
+/// assert_eq!((arbiter.lent(), arbiter.running()), (0, 1));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct Arbiter {
     slots: u32,
@@ -62,159 +205,143 @@ impl Arbiter {
         self.accounts.values().map(|account| account.running).sum()
     }
 
-    /// Returns how many slots are lent but not in use, over all sessions.
+    /// Returns how many slots are lent but not in use, over all sessions, fixed parts included.
     pub fn lent(&self) -> u32 {
         self.accounts.values().map(|account| account.lent).sum()
     }
 
-    /// A session began. Idle slots are spread evenly over the sessions.
-    pub fn joined(&mut self, session: SessionKey) -> Vec<SlotAction> {
-        self.accounts.insert(session, Account::default());
-        self.spread()
+    /// Returns how many credits the relays could still spend.
+    pub fn spendable(&self) -> u32 {
+        self.accounts.values().filter(|account| account.by_credits()).map(|account| account.lent).sum()
+    }
+
+    /// Returns how many slots one session has: unspent, and in use.
+    pub fn held_by(&self, session: SessionKey) -> (u32, u32) {
+        self.accounts.get(&session).map_or((0, 0), |account| (account.lent, account.running))
+    }
+
+    /// Says whether a relay without credits is connected.
+    pub fn has_fixed(&self) -> bool {
+        self.accounts.values().any(|account| account.is_here() && !account.by_credits())
+    }
+
+    /// Returns what a session was told last of slots that it does not have.
+    pub fn told(&self, session: SessionKey) -> Shared {
+        self.accounts.get(&session).map_or(Shared::ALONE, |account| account.told)
+    }
+
+    /// A session began.
+    pub fn joined(&mut self, session: SessionKey, terms: Terms, now: Instant) -> Vec<SlotAction> {
+        self.accounts.insert(session, Account::new(terms));
+        self.membership_changed(now)
     }
 
     /// A session ended. Its idle credits are free at once, its running requests' slots when they have finished.
-    pub fn left(&mut self, session: SessionKey) -> Vec<SlotAction> {
-        if let Some(account) = self.accounts.get_mut(&session) {
-            account.lent = 0;
-            account.recalling = 0;
-            account.gone = true;
-            if account.running == 0 {
-                self.accounts.remove(&session);
+    pub fn left(&mut self, session: SessionKey, now: Instant) -> Vec<SlotAction> {
+        let Some(account) = self.accounts.get_mut(&session) else { return Vec::new() };
+        account.end();
+        if account.running == 0 {
+            self.accounts.remove(&session);
+        }
+        self.membership_changed(now)
+    }
+
+    /// A relay leaves (`goaway`): those that stay get its idle credits, and its wants are answered until it is gone.
+    pub fn leaving(&mut self, session: SessionKey, now: Instant) -> Vec<SlotAction> {
+        let Some(account) = self.accounts.get_mut(&session).filter(|account| account.is_here()) else {
+            return Vec::new();
+        };
+        account.phase = Phase::Leaving;
+        self.membership_changed(now)
+    }
+
+    /// The worker drains: it lends nothing more and takes idle credits back.
+    pub fn withdraw(&mut self, now: Instant) -> Vec<SlotAction> {
+        self.withdrawn = true;
+        let mut actions = Vec::new();
+        for (&session, account) in &mut self.accounts {
+            if account.by_credits() {
+                let n = account.lent - account.recalling();
+                actions.extend(account.recall(n, now).then_some(SlotAction::Recall { session, n }));
+            } else {
+                account.lent = 0;
             }
         }
-        self.spread()
+        self.report(now, &mut actions);
+        actions
     }
 
     /// A request arrived: one credit becomes a running request.
     ///
     /// # Errors
     /// The relay holds no credit.
-    pub fn started(&mut self, session: SessionKey) -> Result<(), NoCredit> {
+    pub fn started(&mut self, session: SessionKey, now: Instant) -> Result<Vec<SlotAction>, NoCredit> {
         let account = self.accounts.get_mut(&session).filter(|account| account.lent > 0).ok_or(NoCredit)?;
-        account.lent -= 1;
-        account.running += 1;
-        Ok(())
-    }
-
-    /// A request ended. Returns whether its slot is lent to the same relay again, and what else must be sent.
-    pub fn finished(&mut self, session: SessionKey) -> (bool, Vec<SlotAction>) {
-        let Some(account) = self.accounts.get_mut(&session) else { return (false, Vec::new()) };
-        account.running = account.running.saturating_sub(1);
-        if account.gone && account.running == 0 {
-            self.accounts.remove(&session);
-            return (false, self.spread());
-        }
-        let share = self.share(session);
-        let account = self.accounts.get_mut(&session).expect("it was there above");
-        if !account.gone && !self.withdrawn && account.lent + account.running < share {
-            account.lent += 1;
-            return (true, Vec::new());
-        }
-        (false, self.spread())
-    }
-
-    /// A relay answered a recall with `n` credits.
-    pub fn returned(&mut self, session: SessionKey, n: u32) -> Vec<SlotAction> {
-        if let Some(account) = self.accounts.get_mut(&session) {
-            account.lent = account.lent.saturating_sub(n);
-            account.recalling = 0;
-        }
-        self.spread()
-    }
-
-    /// The worker drains: lends nothing more and takes idle credits back.
-    pub fn withdraw(&mut self) -> Vec<SlotAction> {
-        self.withdrawn = true;
-        self.spread()
-    }
-
-    /// Returns the even part of one session; the first sessions get what is left over.
-    fn share(&self, session: SessionKey) -> u32 {
-        if self.withdrawn {
-            return 0;
-        }
-        let open = || self.accounts.iter().filter(|(_, account)| !account.gone).map(|(key, _)| *key);
-        let count = u32::try_from(open().count()).unwrap_or(u32::MAX).max(1);
-        let position = open().position(|key| key == session).unwrap_or(0);
-        self.slots / count + u32::from((position as u64) < u64::from(self.slots % count))
-    }
-
-    fn spread(&mut self) -> Vec<SlotAction> {
+        account.spend();
         let mut actions = Vec::new();
-        let used: u32 = self.accounts.values().map(|account| account.lent + account.running).sum();
-        let mut free = self.slots.saturating_sub(used);
-        let keys: Vec<SessionKey> = self.accounts.keys().copied().collect();
-        for session in keys {
-            let share = self.share(session);
-            let account = self.accounts.get_mut(&session).expect("the key was just listed");
-            if account.gone {
-                continue;
-            }
-            let held = account.lent + account.running;
-            if held < share && free > 0 {
-                let n = (share - held).min(free);
-                account.lent += n;
-                free -= n;
-                actions.push(SlotAction::Grant { session, n });
-            } else if held > share && account.lent > 0 && account.recalling == 0 {
-                let n = (held - share).min(account.lent);
-                account.recalling = n;
-                actions.push(SlotAction::Recall { session, n });
-            }
+        // It may have spent what is being recalled for another: that one need not wait for the answer.
+        self.recall_for_claims(now, &mut actions);
+        self.report(now, &mut actions);
+        Ok(actions)
+    }
+
+    /// A request ended and its backend call is closed. Returns whether its slot is lent to the same relay again, and
+    /// what else must be sent.
+    pub fn finished(&mut self, session: SessionKey, now: Instant) -> (bool, Vec<SlotAction>) {
+        let mut actions = Vec::new();
+        let Some(account) = self.accounts.get_mut(&session) else { return (false, actions) };
+        account.running = account.running.saturating_sub(1);
+        if !account.is_here() && account.running == 0 {
+            self.accounts.remove(&session);
+        }
+        let again = self.gets_it_again(session);
+        if again && let Some(account) = self.accounts.get_mut(&session) {
+            account.lend_one(now);
+        }
+        self.settle(now, &mut actions);
+        (again, actions)
+    }
+
+    /// A relay said what it lacks.
+    pub fn wanted(&mut self, session: SessionKey, want: Want, now: Instant) -> Vec<SlotAction> {
+        let mut actions = Vec::new();
+        if let Some(account) = self.accounts.get_mut(&session).filter(|account| account.is_here()) {
+            let since = now.checked_sub(want.age).unwrap_or(now);
+            account.want(Claim { n: want.n, band: want.band, since }, now);
+            self.settle(now, &mut actions);
         }
         actions
     }
-}
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+    /// A relay answered its oldest recall with `n` credits.
+    ///
+    /// # Errors
+    /// So many were not recalled. Nothing is changed then.
+    pub fn returned(
+        &mut self,
+        session: SessionKey,
+        n: u32,
+        now: Instant,
+    ) -> Result<Vec<SlotAction>, NotRecalled> {
+        let account = self.accounts.get_mut(&session).ok_or(NotRecalled(n))?;
+        account.take_back(n)?;
+        let mut actions = Vec::new();
+        self.settle(now, &mut actions);
+        Ok(actions)
+    }
 
-    const A: SessionKey = SessionKey(1);
-    const B: SessionKey = SessionKey(2);
+    /// Returns when [`Arbiter::handle_timeout`] is due; never with one relay.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.accounts.values().filter_map(Account::due).min()
+    }
 
-    #[test]
-    fn one_relay_is_lent_every_slot_and_gets_each_back() {
-        let mut arbiter = Arbiter::new(4);
-        assert_eq!(arbiter.joined(A), [SlotAction::Grant { session: A, n: 4 }]);
-        for _ in 0..4 {
-            arbiter.started(A).unwrap();
+    /// Does what is due. Calling it too early does nothing.
+    pub fn handle_timeout(&mut self, now: Instant) -> Vec<SlotAction> {
+        for account in self.accounts.values_mut() {
+            account.lapse(now);
         }
-        assert_eq!(arbiter.started(A), Err(NoCredit));
-        assert_eq!(arbiter.finished(A), (true, vec![]));
-        assert_eq!((arbiter.lent(), arbiter.running()), (1, 3));
-    }
-
-    #[test]
-    fn a_second_relay_gets_its_part_as_credits_come_back() {
-        let mut arbiter = Arbiter::new(2);
-        arbiter.joined(A);
-        arbiter.started(A).unwrap();
-        assert_eq!(arbiter.joined(B), [SlotAction::Recall { session: A, n: 1 }]);
-        assert_eq!(arbiter.returned(A, 1), [SlotAction::Grant { session: B, n: 1 }]);
-        assert_eq!(arbiter.finished(A), (true, vec![]));
-    }
-
-    #[test]
-    fn a_lost_session_frees_idle_slots_at_once_and_running_ones_when_closed() {
-        let mut arbiter = Arbiter::new(2);
-        arbiter.joined(A);
-        arbiter.started(A).unwrap();
-        assert_eq!(arbiter.left(A), []);
-        assert_eq!(arbiter.joined(B), [SlotAction::Grant { session: B, n: 1 }]);
-        assert_eq!(arbiter.finished(A), (false, vec![SlotAction::Grant { session: B, n: 1 }]));
-        assert_eq!((arbiter.lent(), arbiter.running()), (2, 0));
-    }
-
-    #[test]
-    fn a_draining_worker_lends_nothing_more() {
-        let mut arbiter = Arbiter::new(2);
-        arbiter.joined(A);
-        arbiter.started(A).unwrap();
-        assert_eq!(arbiter.withdraw(), [SlotAction::Recall { session: A, n: 1 }]);
-        assert_eq!(arbiter.returned(A, 1), []);
-        assert_eq!(arbiter.finished(A), (false, vec![]));
-        assert_eq!((arbiter.lent(), arbiter.running()), (0, 0));
+        let mut actions = Vec::new();
+        self.settle(now, &mut actions);
+        actions
     }
 }

@@ -212,6 +212,10 @@ impl Worker {
             services.spawn(admin::serve(listener, Arc::clone(&core)));
         }
         services.spawn(health::watch(Arc::clone(&core)));
+        services.spawn({
+            let capacity = Arc::clone(&core.capacity);
+            async move { capacity.run_timers().await }
+        });
         for index in 0..core.relays.len() {
             let core = Arc::clone(&core);
             services.spawn(async move {
@@ -287,9 +291,9 @@ impl Worker {
         let _ = tokio::time::timeout(LAST_WORDS, self.core.tasks.wait()).await;
     }
 
-    /// Counts the services that never end by themselves: the probe and the operations port.
+    /// Counts the services that never end by themselves: the probe, the slots' timers and the operations port.
     fn endless(&self) -> usize {
-        1 + usize::from(self.ops_addr.is_some())
+        2 + usize::from(self.ops_addr.is_some())
     }
 }
 

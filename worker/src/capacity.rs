@@ -4,34 +4,43 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use modelrelay_protocol::frame::ToRelay;
-use modelrelay_protocol::slots::{Arbiter, NoCredit, SessionKey, SlotAction};
-use tokio::sync::Notify;
+use modelrelay_protocol::frame::{LoadReport, ToRelay};
+use modelrelay_protocol::slots::{
+    Arbiter, Lending, NoCredit, NotRecalled, SessionKey, Shared, SlotAction, Terms, Want,
+};
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 
+use crate::health::BackendState;
 use crate::session::outbox::Control;
 
 /// How a session takes part.
 #[derive(Clone, Debug)]
 pub(crate) enum Member {
     /// Slots are lent by `grant` and taken back by `recall`.
-    Credits(Control),
-    /// A relay without credits has a fixed part. What it is lent beyond that is taken back without asking it.
+    Credits(Borrower),
+    /// A relay without credits has a fixed part.
     Fixed { part: u32 },
 }
 
-#[derive(Debug)]
-struct Account {
-    member: Member,
-    lent: u32,
-    running: u32,
+/// A relay that is lent slots.
+#[derive(Clone, Debug)]
+pub(crate) struct Borrower {
+    pub(crate) control: Control,
+    /// Slots that it may have at once.
+    pub(crate) most: u32,
+    /// What load reports say of the backend; none when the relay takes no reports.
+    pub(crate) state: Option<watch::Receiver<BackendState>>,
 }
 
 #[derive(Debug)]
 struct Inner {
     arbiter: Arbiter,
-    accounts: BTreeMap<SessionKey, Account>,
+    borrowers: BTreeMap<SessionKey, Borrower>,
     next: u64,
     uncounted: u32,
+    /// When the timer is set to.
+    armed: Option<std::time::Instant>,
 }
 
 /// The slots of one worker.
@@ -41,13 +50,15 @@ pub(crate) struct Capacity {
     slots: u32,
     /// Told whenever a request ends or a credit comes back.
     pub(crate) changed: Notify,
+    timer: Notify,
 }
 
 impl Capacity {
     /// Starts with all slots idle.
     pub(crate) fn new(slots: u32) -> Self {
-        let inner = Inner { arbiter: Arbiter::new(slots), accounts: BTreeMap::new(), next: 0, uncounted: 0 };
-        Self { inner: Mutex::new(inner), slots, changed: Notify::new() }
+        let arbiter = Arbiter::new(slots);
+        let inner = Inner { arbiter, borrowers: BTreeMap::new(), next: 0, uncounted: 0, armed: None };
+        Self { inner: Mutex::new(inner), slots, changed: Notify::new(), timer: Notify::new() }
     }
 
     /// Returns how many slots there are.
@@ -61,16 +72,14 @@ impl Capacity {
         inner.arbiter.running() + inner.uncounted
     }
 
-    /// Returns how many credits a relay could still spend.
+    /// Returns how many credits relays could still spend.
     pub(crate) fn spendable(&self) -> u32 {
-        let inner = self.lock();
-        let asked = inner.accounts.values().filter(|account| matches!(account.member, Member::Credits(_)));
-        asked.map(|account| account.lent).sum()
+        self.lock().arbiter.spendable()
     }
 
     /// Says whether a relay without credits is connected.
     pub(crate) fn has_fixed(&self) -> bool {
-        self.lock().accounts.values().any(|account| matches!(account.member, Member::Fixed { .. }))
+        self.lock().arbiter.has_fixed()
     }
 
     /// A session began.
@@ -78,33 +87,62 @@ impl Capacity {
         let mut inner = self.lock();
         let key = SessionKey(inner.next);
         inner.next += 1;
-        inner.accounts.insert(key, Account { member, lent: 0, running: 0 });
-        let actions = inner.arbiter.joined(key);
-        inner.perform(actions);
+        let (lending, most) = match member {
+            Member::Credits(borrower) => {
+                let most = borrower.most;
+                inner.borrowers.insert(key, borrower);
+                (Lending::Credits, most)
+            }
+            Member::Fixed { part } => (Lending::Fixed { part }, part),
+        };
+        let actions = inner.arbiter.joined(key, Terms { lending, most, rank: rand::random() }, now());
+        self.perform(&mut inner, actions);
         key
     }
 
     /// A session ended and its jobs were told to stop; their slots are free when they have.
     pub(crate) fn leave(&self, key: SessionKey) {
         let mut inner = self.lock();
-        inner.accounts.remove(&key);
-        let actions = inner.arbiter.left(key);
-        inner.perform(actions);
+        inner.borrowers.remove(&key);
+        let actions = inner.arbiter.left(key, now());
+        self.perform(&mut inner, actions);
+        drop(inner);
         self.changed.notify_waiters();
     }
 
-    /// A relay returned credits.
-    pub(crate) fn returned(&self, key: SessionKey, n: u32) {
+    /// A relay leaves; it keeps no idle slot but may still want some.
+    pub(crate) fn leaving(&self, key: SessionKey) {
         let mut inner = self.lock();
-        inner.take_back(key, n);
+        let actions = inner.arbiter.leaving(key, now());
+        self.perform(&mut inner, actions);
+    }
+
+    /// A relay said what it lacks.
+    pub(crate) fn wanted(&self, key: SessionKey, want: Want) {
+        let mut inner = self.lock();
+        let actions = inner.arbiter.wanted(key, want, now());
+        self.perform(&mut inner, actions);
+    }
+
+    /// A relay returned credits.
+    ///
+    /// # Errors
+    /// They were not recalled.
+    pub(crate) fn returned(&self, key: SessionKey, n: u32) -> Result<(), NotRecalled> {
+        let mut inner = self.lock();
+        let actions = inner.arbiter.returned(key, n, now())?;
+        self.perform(&mut inner, actions);
+        drop(inner);
         self.changed.notify_waiters();
+        Ok(())
     }
 
     /// Lends nothing more and takes idle credits back.
     pub(crate) fn withdraw(&self) {
         let mut inner = self.lock();
-        let actions = inner.arbiter.withdraw();
-        inner.perform(actions);
+        let actions = inner.arbiter.withdraw(now());
+        self.perform(&mut inner, actions);
+        drop(inner);
         self.changed.notify_waiters();
     }
 
@@ -114,15 +152,13 @@ impl Capacity {
     /// The relay has none.
     pub(crate) fn start(self: &Arc<Self>, key: SessionKey) -> Result<Ticket, NoCredit> {
         let mut inner = self.lock();
-        inner.arbiter.started(key)?;
-        if let Some(account) = inner.accounts.get_mut(&key) {
-            account.lent = account.lent.saturating_sub(1);
-            account.running += 1;
-        }
+        let actions = inner.arbiter.started(key, now())?;
+        self.perform(&mut inner, actions);
         Ok(Ticket { capacity: Arc::clone(self), key: Some(key), open: true })
     }
 
-    /// A request of a relay without credits, which may cross a change of its part and is never refused for that.
+    /// A request of a relay without credits. It may come before the relay's part is whole, and is never refused for
+    /// that.
     pub(crate) fn start_fixed(self: &Arc<Self>, key: SessionKey) -> Ticket {
         if let Ok(ticket) = self.start(key) {
             return ticket;
@@ -134,12 +170,8 @@ impl Capacity {
     fn finish(&self, key: Option<SessionKey>) -> bool {
         let mut inner = self.lock();
         let regrant = if let Some(key) = key {
-            let (regrant, actions) = inner.arbiter.finished(key);
-            if let Some(account) = inner.accounts.get_mut(&key) {
-                account.running = account.running.saturating_sub(1);
-                account.lent += u32::from(regrant);
-            }
-            inner.perform(actions);
+            let (regrant, actions) = inner.arbiter.finished(key, now());
+            self.perform(&mut inner, actions);
             regrant
         } else {
             inner.uncounted -= 1;
@@ -150,6 +182,53 @@ impl Capacity {
         regrant
     }
 
+    /// Sends a load report on one session. Under the lock, so that it says what the session was told last.
+    pub(crate) fn report(&self, key: SessionKey) {
+        let inner = self.lock();
+        inner.report(key, inner.arbiter.told(key));
+    }
+
+    /// Keeps the arbiter's clock.
+    pub(crate) async fn run_timers(&self) {
+        loop {
+            let due = {
+                let mut inner = self.lock();
+                inner.armed = inner.arbiter.poll_timeout();
+                inner.armed
+            };
+            let timer = async {
+                match due {
+                    Some(at) => tokio::time::sleep_until(at.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = self.timer.notified() => {}
+                () = timer => {
+                    let mut inner = self.lock();
+                    let actions = inner.arbiter.handle_timeout(now());
+                    self.perform(&mut inner, actions);
+                }
+            }
+        }
+    }
+
+    /// Passes decisions on. Sending under the lock keeps them in the order in which they were made; it never waits.
+    fn perform(&self, inner: &mut Inner, actions: Vec<SlotAction>) {
+        for action in actions {
+            match action {
+                SlotAction::Grant { session, n } => inner.send(session, &ToRelay::Grant { n }),
+                SlotAction::Recall { session, n } => inner.send(session, &ToRelay::Recall { n }),
+                SlotAction::Report { session, shared } => inner.report(session, shared),
+            }
+        }
+        if let Some(due) = inner.arbiter.poll_timeout()
+            && inner.armed.is_none_or(|armed| due < armed)
+        {
+            self.timer.notify_one();
+        }
+    }
+
     /// A panic under the lock poisons nothing: each change below is complete before anything could panic.
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
@@ -157,47 +236,24 @@ impl Capacity {
 }
 
 impl Inner {
-    /// Passes decisions on. Sending under the lock keeps them in the order in which they were made; it never waits.
-    fn perform(&mut self, actions: Vec<SlotAction>) {
-        let mut given_back = Vec::new();
-        for action in actions {
-            match action {
-                SlotAction::Grant { session, n } => {
-                    if let Some(account) = self.accounts.get_mut(&session) {
-                        account.lent += n;
-                        if let Member::Credits(control) = &account.member {
-                            control.send(&ToRelay::Grant { n });
-                        }
-                    }
-                }
-                SlotAction::Recall { session, n } => {
-                    if let Some(account) = self.accounts.get_mut(&session) {
-                        match &account.member {
-                            Member::Credits(control) => control.send(&ToRelay::Recall { n }),
-                            Member::Fixed { part } => {
-                                let usable = part.saturating_sub(account.running);
-                                given_back.push((session, n.min(account.lent.saturating_sub(usable))));
-                            }
-                        }
-                    }
-                }
-            }
-        }
-        for (session, n) in given_back {
-            // A fixed part that keeps its credits must not be asked again at once.
-            if n > 0 {
-                self.take_back(session, n);
-            }
+    fn send(&self, session: SessionKey, message: &ToRelay) {
+        if let Some(borrower) = self.borrowers.get(&session) {
+            borrower.control.send(message);
         }
     }
 
-    fn take_back(&mut self, key: SessionKey, n: u32) {
-        let Some(account) = self.accounts.get_mut(&key) else { return };
-        let n = n.min(account.lent);
-        account.lent -= n;
-        let actions = self.arbiter.returned(key, n);
-        self.perform(actions);
+    fn report(&self, session: SessionKey, shared: Shared) {
+        let state = self.borrowers.get(&session).and_then(|borrower| borrower.state.as_ref());
+        if let Some(state) = state {
+            let Shared { relays, idle_elsewhere } = shared;
+            let report = LoadReport { relays, idle_elsewhere, ..state.borrow().report.clone() };
+            self.send(session, &ToRelay::Load(report));
+        }
     }
+}
+
+fn now() -> std::time::Instant {
+    Instant::now().into_std()
 }
 
 /// One request's hold on a slot; given back when dropped.

@@ -28,7 +28,7 @@ use tokio_tungstenite::tungstenite::{Bytes, Error as WsError, Message};
 use tracing::{debug, info, warn};
 
 use crate::app::Core;
-use crate::capacity::Member;
+use crate::capacity::{Borrower, Member};
 use crate::job::mailbox::Abort;
 use crate::socket::Socket;
 use outbox::Outbox;
@@ -157,7 +157,13 @@ pub(crate) async fn run(
 
     let (control, jobs, outbox) = Outbox::new();
     let credits = extensions.has(Extension::Slots);
-    let member = if credits { Member::Credits(control.clone()) } else { Member::Fixed { part: part.fixed } };
+    let member = if credits {
+        let state = extensions.has(Extension::Load).then(|| core.state.subscribe());
+        let most = ack.max_concurrent.unwrap_or(part.slots);
+        Member::Credits(Borrower { control: control.clone(), most, state })
+    } else {
+        Member::Fixed { part: part.fixed }
+    };
     let key = core.capacity.join(member);
     let form = if is_v1 {
         Form::V1(v1::Session::new(core, key, control.clone(), jobs))
@@ -165,7 +171,7 @@ pub(crate) async fn run(
         let window = ack.response_window_bytes.unwrap_or(DEFAULT_WINDOW_BYTES);
         Form::Streams(streams::Session::new(core, key, control.clone(), jobs, window, credits))
     };
-    let announcer = announce::Announcer::new(core, control, extensions, form.running());
+    let announcer = announce::Announcer::new(core, key, control, extensions, form.running());
     serve(form, &announcer, outbox, sink, stream).await
 }
 

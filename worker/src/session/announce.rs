@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use modelrelay_protocol::frame::{Extension, Extensions, ToRelay};
+use modelrelay_protocol::slots::SessionKey;
 use modelrelay_protocol::wellknown::{CLOSE_GRACE, PING_INTERVAL};
 use tokio::sync::Notify;
 use tokio::time::{Instant, MissedTickBehavior};
@@ -16,12 +17,12 @@ use tracing::info;
 use super::outbox::Control;
 use super::{Ended, Running};
 use crate::app::Core;
-use crate::health::BackendState;
 use crate::job::mailbox::Abort;
 
 /// Speaks for the worker on one session.
 pub(crate) struct Announcer {
     core: Arc<Core>,
+    key: SessionKey,
     control: Control,
     extensions: Extensions,
     running: Running,
@@ -32,9 +33,16 @@ pub(crate) struct Announcer {
 }
 
 impl Announcer {
-    pub(super) fn new(core: &Arc<Core>, control: Control, extensions: Extensions, running: Running) -> Self {
+    pub(super) fn new(
+        core: &Arc<Core>,
+        key: SessionKey,
+        control: Control,
+        extensions: Extensions,
+        running: Running,
+    ) -> Self {
         Self {
             core: Arc::clone(core),
+            key,
             control,
             extensions,
             running,
@@ -47,7 +55,7 @@ impl Announcer {
     /// Answers a ping.
     pub(super) fn pong(&self, timestamp_unix_ms: Option<u64>) {
         self.control.send(&ToRelay::Pong { current_load: self.core.load_shown(), timestamp_unix_ms });
-        self.load(&self.core.state.borrow());
+        self.load();
     }
 
     /// Says again what is served, because the relay asked.
@@ -61,6 +69,7 @@ impl Announcer {
         info!(deadline_ms, "The relay leaves");
         let at = Instant::now() + Duration::from_millis(deadline_ms.min(24 * 3600 * 1000));
         *self.leave_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(at);
+        self.core.capacity.leaving(self.key);
         self.nudge.notify_one();
     }
 
@@ -77,7 +86,7 @@ impl Announcer {
         let mut said = state.borrow_and_update().clone();
         // A plain v1 relay looks at its queue only when it hears from a worker.
         self.models();
-        self.load(&said);
+        self.load();
         // Pings of our own keep middle boxes from forgetting a quiet connection.
         let mut ping = tokio::time::interval_at(Instant::now() + PING_INTERVAL, PING_INTERVAL);
         ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -97,7 +106,7 @@ impl Announcer {
                         self.models();
                     }
                     if now.report != said.report {
-                        self.load(&now);
+                        self.load();
                     }
                     said = now;
                 }
@@ -124,10 +133,8 @@ impl Announcer {
         self.control.send(&update);
     }
 
-    fn load(&self, state: &BackendState) {
-        if self.extensions.has(Extension::Load) {
-            self.control.send(&ToRelay::Load(state.report.clone()));
-        }
+    fn load(&self) {
+        self.core.capacity.report(self.key);
     }
 
     fn draining(&self) {

@@ -1,12 +1,13 @@
 //! Requests of a relay that speaks our extensions: binary frames.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use modelrelay_protocol::codec::{
     FailureCode, MAX_BINARY_FRAME_BYTES, RelayFrame, RequestHead, StreamId, decode_relay_frame, encode_failed,
 };
 use modelrelay_protocol::frame::ToWorker;
-use modelrelay_protocol::slots::SessionKey;
+use modelrelay_protocol::slots::{SessionKey, Want};
 use modelrelay_protocol::window::DEFAULT_WINDOW_BYTES;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -97,12 +98,18 @@ impl Session {
         match message {
             ToWorker::Ping { timestamp_unix_ms } => announcer.pong(timestamp_unix_ms),
             ToWorker::ModelsRefresh { reason: _ } => announcer.refresh(),
-            ToWorker::Return { n } => self.core.capacity.returned(self.key, n),
+            ToWorker::Return { n } => {
+                if let Err(error) = self.core.capacity.returned(self.key, n) {
+                    return Handled::Violation(error.to_string());
+                }
+            }
             ToWorker::Goaway { deadline_ms } => announcer.goaway(deadline_ms),
             ToWorker::Empty => announcer.released(),
             ToWorker::GracefulShutdown { reason, .. } => debug!(?reason, "The relay drains"),
-            // Idle slots are spread evenly, whoever wants them.
-            ToWorker::Want { .. } => {}
+            ToWorker::Want { n, band, age_ms } => {
+                let want = Want { n, band, age: Duration::from_millis(age_ms) };
+                self.core.capacity.wanted(self.key, want);
+            }
             ToWorker::RegisterAck(_) | ToWorker::Request { .. } | ToWorker::Cancel { .. } => {
                 return Handled::Violation(String::from("a message of the base that has no place here"));
             }
