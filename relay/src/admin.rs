@@ -103,7 +103,7 @@ async fn workers(State(relay): State<Arc<Relay>>) -> Json<Vec<WorkerRow>> {
             id: session.id.0,
             name: session.name.clone(),
             pool: session.credential.pool.clone(),
-            labels: session.credential.labels.clone(),
+            labels: session.entry().labels.clone(),
             remote: session.remote.to_string(),
             software: session.software.clone(),
             protocol: if session.is_ours() { "extended" } else { "v1" },

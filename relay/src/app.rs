@@ -97,21 +97,6 @@ impl Relay {
         Arc::new(relay)
     }
 
-    /// Says whether one more worker with this credential may join.
-    ///
-    /// # Errors
-    /// Why not, for the worker.
-    pub fn admit_worker(&self, session: &Session) -> Result<(), String> {
-        let Some(most) = session.credential.max_workers else { return Ok(()) };
-        let same =
-            |other: &Arc<Session>| other.credential.is_same(&session.credential) && !session.replaces(other);
-        let connected = self.dispatcher.sessions().iter().filter(|other| same(other)).count();
-        if connected < most as usize {
-            return Ok(());
-        }
-        Err(format!("pool {} has its {most} workers already", session.credential.pool))
-    }
-
     /// Puts what does not read the settings by itself in line with them.
     fn apply(&self, settings: &Settings) {
         self.dispatcher.reconfigure(settings.scheduler(), run_limits(settings));
@@ -122,28 +107,35 @@ impl Relay {
             self.metrics.know_models(entry.models());
         }
         for session in self.dispatcher.sessions() {
-            match settings.credentials.standing(&session.credential) {
-                Standing::Valid(_) => {}
-                Standing::Changed => {
-                    info!(worker = %session.name, "The worker's credential grants something else now");
-                    self.drain_worker(&session, settings);
-                }
-                Standing::Withdrawn(OnRemoval::Disconnect) => {
-                    info!(worker = %session.name, "The worker's credential was withdrawn");
-                    session.close(Close::Revoked);
-                }
-                Standing::Withdrawn(OnRemoval::Drain) => {
-                    info!(worker = %session.name, "The worker's credential was withdrawn: draining it");
-                    self.drain_worker(&session, settings);
-                }
+            self.judge(&session, settings);
+        }
+    }
+
+    /// Does to a session what the settings say of its credential. Also asked when a worker has registered: the
+    /// settings may have changed since it presented its secret.
+    pub fn judge(&self, session: &Session, settings: &Settings) {
+        let deadline = Instant::now() + settings.config.drain.deadline();
+        match settings.credentials.standing(&session.entry()) {
+            Standing::Valid(entry) => session.set_entry(entry),
+            Standing::Changed => {
+                info!(worker = %session.name, "The worker's credential grants something else now");
+                self.drain_worker(session, deadline);
+            }
+            Standing::Withdrawn(OnRemoval::Disconnect) => {
+                info!(worker = %session.name, "The worker's credential was withdrawn");
+                session.close(Close::Revoked);
+            }
+            Standing::Withdrawn(OnRemoval::Drain) => {
+                info!(worker = %session.name, "The worker's credential was withdrawn: draining it");
+                self.drain_worker(session, deadline);
             }
         }
     }
 
     /// Sends the worker nothing new, and closes its session once nothing runs there.
-    fn drain_worker(&self, session: &Session, settings: &Settings) {
+    fn drain_worker(&self, session: &Session, deadline: Instant) {
         self.dispatcher.worker_event(Event::Draining { worker: session.id });
-        session.note_draining(Instant::now() + settings.config.drain.deadline());
+        session.note_draining(deadline);
     }
 
     async fn follow_settings(self: Arc<Self>, stop: CancellationToken) {
@@ -301,6 +293,8 @@ impl Relay {
                     reason: Some("the relay is draining".into()),
                     drain_timeout_secs: Some(deadline.saturating_duration_since(Instant::now()).as_secs()),
                 });
+                // It may leave now: a request that moves later needs somebody else.
+                self.drain_worker(session, deadline);
             }
             self.dispatcher.idle().await;
             connections.close();

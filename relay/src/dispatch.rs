@@ -101,6 +101,10 @@ pub struct Submit {
     pub model: Arc<str>,
 }
 
+/// A credential's workers are all here: as many as it allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TooMany(pub u32);
+
 /// One running or waiting request as the admin API shows it.
 #[derive(Debug, serde::Serialize)]
 pub struct RequestView {
@@ -209,8 +213,19 @@ impl Dispatcher {
     }
 
     /// A worker registered. An older session of the same worker process under the same credential is closed.
-    pub fn join(&self, session: &Arc<Session>, info: WorkerInfo) {
+    ///
+    /// # Errors
+    /// As many workers as the credential allows are connected.
+    pub fn join(&self, session: &Arc<Session>, info: WorkerInfo) -> Result<(), TooMany> {
         let mut inner = self.lock();
+        if let Some(most) = session.credential.max_workers {
+            let counts = |other: &&Arc<Session>| {
+                other.credential.is_same(&session.credential) && !session.replaces(other)
+            };
+            if inner.sessions.values().filter(counts).count() >= most as usize {
+                return Err(TooMany(most));
+            }
+        }
         let replaced: Vec<Arc<Session>> =
             inner.sessions.values().filter(|other| session.replaces(other)).cloned().collect();
         for old in replaced {
@@ -219,6 +234,7 @@ impl Dispatcher {
         }
         inner.sessions.insert(session.id, session.clone());
         self.handle(&mut inner, Event::Joined { worker: session.id, info });
+        Ok(())
     }
 
     /// Something changed at a worker that is connected.

@@ -14,9 +14,10 @@ pub mod table;
 mod v1;
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use futures_util::task::AtomicWaker;
 use modelrelay_protocol::codec::StreamId;
 use modelrelay_protocol::frame::{
@@ -84,7 +85,7 @@ pub struct Registration {
     pub id: WorkerId,
     /// Name that the worker gave, made printable.
     pub name: Arc<str>,
-    /// What its credential says of it; nothing that the worker claims counts.
+    /// What its credential said of it when it registered; nothing that the worker claims counts.
     pub credential: Arc<WorkerCredential>,
     /// Random per worker process.
     pub instance: Option<String>,
@@ -105,9 +106,11 @@ pub struct Registration {
 /// One connected worker.
 pub struct Session {
     registration: Registration,
+    entry: ArcSwap<WorkerCredential>,
     live: Mutex<Live>,
     table: Mutex<Table>,
     outbox: Mutex<VecDeque<Outgoing>>,
+    close: OnceLock<Close>,
     writer: AtomicWaker,
 }
 
@@ -129,10 +132,12 @@ impl Session {
     /// Makes the session of a worker that has registered.
     pub fn new(registration: Registration) -> Self {
         Self {
+            entry: ArcSwap::new(registration.credential.clone()),
             registration,
             live: Mutex::default(),
             table: Mutex::default(),
             outbox: Mutex::default(),
+            close: OnceLock::new(),
             writer: AtomicWaker::new(),
         }
     }
@@ -147,6 +152,16 @@ impl Session {
         self.instance.is_some()
             && self.instance == older.instance
             && self.credential.is_same(&older.credential)
+    }
+
+    /// Returns what the settings say of the credential now: labels and the like may change under a session.
+    pub fn entry(&self) -> Arc<WorkerCredential> {
+        self.entry.load_full()
+    }
+
+    /// Puts a changed entry of the settings in force.
+    pub fn set_entry(&self, entry: Arc<WorkerCredential>) {
+        self.entry.store(entry);
     }
 
     /// Hands a request to the worker.
@@ -184,9 +199,15 @@ impl Session {
         self.push(Outgoing::Message(message));
     }
 
-    /// Ends the session.
+    /// Ends the session; the first reason counts. What is in the outbox by then is still written, requests excepted.
     pub fn close(&self, close: Close) {
-        self.push(Outgoing::Close(close));
+        let _ = self.close.set(close);
+        self.writer.wake();
+    }
+
+    /// Returns why the session ends, once it does.
+    fn closing(&self) -> Option<&Close> {
+        self.close.get()
     }
 
     /// Returns what changes while the worker is connected.

@@ -25,6 +25,7 @@ use super::table::MAX_STREAMS;
 use super::{Close, Session};
 use crate::admission::stable_hash;
 use crate::app::Relay;
+use crate::dispatch::TooMany;
 use crate::keys::WorkerCredential;
 use crate::scheduler::{Capacity, WorkerId, WorkerInfo};
 
@@ -65,14 +66,18 @@ pub async fn run(relay: Arc<Relay>, stream: TcpStream, read: Bytes, arrival: Arr
         return refuse(socket, 1008, "the worker secret is missing or wrong").await;
     };
     if relay.drain.refuses_workers() {
-        let (code, reason) = Close::GoingAway.parts();
-        return refuse(socket, code, reason).await;
+        return refuse_while_draining(socket).await;
     }
-    let register = match timeout(REGISTER_DEADLINE, first_frame(&mut socket)).await {
-        Ok(Ok(register)) => register,
-        Ok(Err(reason)) => return refuse(socket, 1002, &reason).await,
-        Err(_) => return refuse(socket, 1002, "no register frame in time").await,
+    let registering = timeout(REGISTER_DEADLINE, first_frame(&mut socket));
+    let register = match relay.stop_sessions.run_until_cancelled(registering).await {
+        Some(Ok(Ok(register))) => register,
+        Some(Ok(Err(reason))) => return refuse(socket, 1002, &reason).await,
+        Some(Err(_)) => return refuse(socket, 1002, "no register frame in time").await,
+        None => return refuse_while_draining(socket).await,
     };
+    if relay.drain.refuses_workers() {
+        return refuse_while_draining(socket).await;
+    }
     if register.protocol_version.as_deref().is_some_and(|version| version != PROTOCOL_VERSION) {
         return refuse(socket, 1002, &format!("this relay speaks {PROTOCOL_VERSION}")).await;
     }
@@ -81,12 +86,16 @@ pub async fn run(relay: Arc<Relay>, stream: TcpStream, read: Bytes, arrival: Arr
     let window = u32::try_from(relay.settings.load().config.limits.response_window_bytes.0);
     let session =
         Arc::new(session(id, &register, credential, arrival.remote, window.unwrap_or(DEFAULT_WINDOW_BYTES)));
-    if let Err(reason) = relay.admit_worker(&session) {
-        return refuse(socket, 1008, &reason).await;
-    }
     let models = session.accept_models(&register.models);
     relay.metrics.know_models(&models);
     session.send(ToWorker::RegisterAck(acknowledge(&session, &register, &models)));
+    let info = worker_info(&session, &register, models.clone());
+    if let Err(TooMany(most)) = relay.dispatcher.join(&session, info) {
+        let reason = format!("pool {} has its {most} workers already", session.credential.pool);
+        return refuse(socket, 1008, &reason).await;
+    }
+    let registered = Registered { relay: relay.clone(), session: session.clone() };
+    relay.judge(&session, &relay.settings.load_full());
     let request_window = register.request_window_bytes.unwrap_or(DEFAULT_WINDOW_BYTES).max(MIN_WINDOW_BYTES);
     let link =
         Link::new(socket, session.clone(), relay.dispatcher.clone(), relay.metrics.clone(), request_window);
@@ -94,8 +103,6 @@ pub async fn run(relay: Arc<Relay>, stream: TcpStream, read: Bytes, arrival: Arr
         worker = %session.name, id = id.0, pool = %session.credential.pool, remote = %session.remote,
         slots = session.slots, models = ?models, ours = session.is_ours(), "Worker joined"
     );
-    let registered = Registered { relay: relay.clone(), session: session.clone() };
-    relay.dispatcher.join(&session, worker_info(&session, &register, models));
     let ended = link.run().await;
     drop(registered);
     let reason = match &ended {
@@ -201,6 +208,11 @@ fn acknowledge(session: &Session, register: &Register, models: &[Arc<str>]) -> R
         max_concurrent: session.is_ours().then_some(session.slots),
         response_window_bytes: session.is_ours().then_some(session.window_bytes),
     }
+}
+
+async fn refuse_while_draining(socket: Socket) {
+    let (code, reason) = Close::GoingAway.parts();
+    refuse(socket, code, reason).await;
 }
 
 async fn refuse(mut socket: Socket, code: u16, reason: &str) {

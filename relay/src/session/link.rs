@@ -76,7 +76,13 @@ pub struct Link<IO> {
     timer: Pin<Box<Sleep>>,
     /// Frames were written that are not flushed yet.
     dirty: bool,
-    closing: Option<(Close, Instant)>,
+    closing: Option<Closing>,
+}
+
+/// The end of a session: its close frame, then a moment for the worker's own.
+struct Closing {
+    frame: Option<CloseFrame>,
+    until: Instant,
 }
 
 impl<IO> std::fmt::Debug for Link<IO> {
@@ -123,8 +129,10 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Link<IO> {
         self.session.writer.register(cx.waker());
         let now = Instant::now();
         if let Poll::Ready(ended) = self.poll_read(cx, now) {
-            return Poll::Ready(self.closing.take().map_or(ended, |(close, _)| Ended::ByRelay(close)));
+            let closed = self.session.closing().cloned();
+            return Poll::Ready(closed.map_or(ended, Ended::ByRelay));
         }
+        self.begin_close(now);
         for overrun in self.held.release(now, &self.session) {
             let request = self.session.table().get_mut(overrun).map(|entry| entry.request);
             if let Some(request) = request {
@@ -137,6 +145,17 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Link<IO> {
         self.poll_timer(cx, now)
     }
 
+    /// Nothing that the worker says counts from here on, and what it had is another's: that waits for no socket.
+    fn begin_close(&mut self, now: Instant) {
+        let Some(close) = self.session.closing().filter(|_| self.closing.is_none()) else { return };
+        self.dispatcher.leave(self.session.id);
+        let (code, reason) = close.parts();
+        // A close frame carries at most 123 bytes of reason.
+        let reason = reason[..reason.floor_char_boundary(120)].to_owned();
+        let frame = CloseFrame { code: code.into(), reason: reason.into() };
+        self.closing = Some(Closing { frame: Some(frame), until: now + CLOSE_WAIT });
+    }
+
     fn poll_read(&mut self, cx: &mut Context<'_>, now: Instant) -> Poll<Ended> {
         for _ in 0..READS_PER_TURN {
             let message = match Pin::new(&mut self.socket).poll_next(cx) {
@@ -147,7 +166,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Link<IO> {
             };
             self.last_frame = now;
             let outcome = match message {
-                _ if self.closing.is_some() => Ok(()),
+                _ if self.session.closing().is_some() => Ok(()),
                 Message::Binary(bytes) => self.on_binary(bytes, now),
                 Message::Text(text) => self.on_text(&text, now),
                 Message::Close(frame) => {
@@ -191,13 +210,16 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Link<IO> {
 
     /// Returns the next message to write: what the outbox holds, then one part of each large body in turn.
     fn next_message(&mut self) -> Option<Message> {
-        if self.closing.is_some() {
-            return None;
-        }
         while let Some(outgoing) = self.session.pop() {
+            if self.closing.is_some() && matches!(outgoing, Outgoing::Request { .. }) {
+                continue;
+            }
             if let Some(message) = self.encode(outgoing) {
                 return Some(message);
             }
+        }
+        if let Some(closing) = &mut self.closing {
+            return closing.frame.take().map(|frame| Message::Close(Some(frame)));
         }
         let ready = self.uploads.iter().position(|upload| upload.window.budget() > 0)?;
         let mut upload = self.uploads.remove(ready)?;
@@ -223,7 +245,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Link<IO> {
                     model: &work.targets[target].model,
                     path: &work.path,
                 };
-                let credentials = self.session.credential.forward_credentials.then_some(&work.credentials);
+                let credentials = self.session.entry().forward_credentials.then_some(&work.credentials);
                 let headers = work
                     .headers
                     .iter()
@@ -245,7 +267,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Link<IO> {
                 }
             }
             Outgoing::Request { stream, work, target } => {
-                match v1::request(stream, &work, target, self.session.credential.forward_credentials) {
+                match v1::request(stream, &work, target, self.session.entry().forward_credentials) {
                     Ok(text) => Some(Message::text(text)),
                     Err(error) => {
                         self.fail(stream, error);
@@ -263,14 +285,6 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Link<IO> {
             }
             Outgoing::Window { stream, bytes } => Some(Message::Binary(codec::encode_window(stream, bytes))),
             Outgoing::Message(message) => Some(Message::text(frame::encode(&message))),
-            Outgoing::Close(close) => {
-                let (code, reason) = close.parts();
-                // A close frame carries at most 123 bytes of reason.
-                let reason = reason[..reason.floor_char_boundary(120)].to_owned();
-                let frame = CloseFrame { code: code.into(), reason: reason.into() };
-                self.closing = Some((close, Instant::now() + CLOSE_WAIT));
-                Some(Message::Close(Some(frame)))
-            }
         }
     }
 
@@ -283,9 +297,10 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Link<IO> {
     }
 
     fn poll_timer(&mut self, cx: &mut Context<'_>, now: Instant) -> Poll<Ended> {
-        if let Some((close, until)) = &self.closing {
-            if now >= *until {
-                return Poll::Ready(Ended::ByRelay(close.clone()));
+        if let Some(closing) = &self.closing {
+            if now >= closing.until {
+                let close = self.session.closing().cloned().unwrap_or(Close::Done);
+                return Poll::Ready(Ended::ByRelay(close));
             }
         } else if now >= self.last_frame + SILENCE_LIMIT {
             return Poll::Ready(Ended::ByRelay(Close::Silent));
@@ -303,7 +318,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Link<IO> {
             self.session.close(Close::Done);
         }
         let mut due = match &self.closing {
-            Some((_, until)) => *until,
+            Some(closing) => closing.until,
             None => self.next_ping.min(self.last_frame + SILENCE_LIMIT),
         };
         for earlier in [self.held.due(), draining_until.filter(|until| *until > now)].into_iter().flatten() {

@@ -122,8 +122,6 @@ pub enum Outgoing {
     },
     /// A message that concerns the session.
     Message(modelrelay_protocol::frame::ToWorker),
-    /// Ends the session.
-    Close(crate::session::Close),
 }
 
 #[cfg(test)]

@@ -4,7 +4,9 @@
 #![allow(unreachable_pub, reason = "modules of one test binary")]
 
 mod cancel;
+mod credentials;
 mod errors;
+mod keys;
 mod ours;
 mod queue;
 mod requeue;
