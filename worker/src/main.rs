@@ -1,19 +1,20 @@
 //! The worker's program: arguments, signals, exit status.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser as _;
 use modelrelay_worker::app::Worker;
 use modelrelay_worker::cli::Flags;
-use modelrelay_worker::settings::Source;
+use modelrelay_worker::settings::{Settings, Source};
 use modelrelay_worker::telemetry;
 use tracing::{error, info};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Between looks at the settings file. Its folder may be swapped by symbolic links, so its content is compared.
+/// Between looks at the files. Their folders may be swapped by symbolic links, so the content is compared.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
 /// Threads: one request costs little, so more would only pass tasks around.
@@ -43,8 +44,9 @@ fn main() -> ExitCode {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build();
     let done = runtime.map_err(anyhow::Error::from).and_then(|runtime| {
         runtime.block_on(async {
+            let files = Files::of(&source, &settings);
             let worker = Worker::start(settings).await?;
-            run(worker, &source).await
+            run(worker, &source, files).await
         })
     });
     match done {
@@ -62,11 +64,11 @@ fn bad_settings(error: &dyn std::error::Error) -> ExitCode {
 }
 
 /// Runs until a signal; a second one ends at once.
-async fn run(worker: Worker, source: &Source) -> anyhow::Result<()> {
+async fn run(worker: Worker, source: &Source, files: Files) -> anyhow::Result<()> {
     let mut signals = signals::Signals::new()?;
     tokio::select! {
         name = signals.next() => info!(signal = name, "Signal received"),
-        () = watch_file(&worker, source) => {}
+        () = follow(&worker, source, files) => {}
     }
     tokio::select! {
         () = worker.shutdown() => {}
@@ -75,13 +77,30 @@ async fn run(worker: Worker, source: &Source) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The files that settings were read from.
+struct Files(Vec<PathBuf>);
+
+impl Files {
+    /// The settings file and the one that holds the secret.
+    fn of(source: &Source, settings: &Settings) -> Self {
+        Self(source.file().into_iter().chain(settings.config.worker_secret_file.clone()).collect())
+    }
+
+    async fn read(&self) -> Vec<Option<Vec<u8>>> {
+        let mut contents = Vec::new();
+        for path in &self.0 {
+            contents.push(tokio::fs::read(path).await.ok());
+        }
+        contents
+    }
+}
+
 /// Puts changed settings in force until it is dropped.
-async fn watch_file(worker: &Worker, source: &Source) {
-    let Some(path) = source.file() else { return std::future::pending().await };
-    let mut seen = tokio::fs::read(&path).await.ok();
+async fn follow(worker: &Worker, source: &Source, mut files: Files) {
+    let mut seen = files.read().await;
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
-        let now = tokio::fs::read(&path).await.ok();
+        let now = files.read().await;
         if now == seen {
             continue;
         }
@@ -89,6 +108,11 @@ async fn watch_file(worker: &Worker, source: &Source) {
         match source.load() {
             Ok(settings) => {
                 info!("The settings changed");
+                let named = Files::of(source, &settings);
+                if named.0 != files.0 {
+                    files = named;
+                    seen = files.read().await;
+                }
                 worker.reload(settings);
             }
             Err(error) => {

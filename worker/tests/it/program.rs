@@ -8,6 +8,8 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::process::Command;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 
 use crate::support::{Relay, config, within, worker};
 
@@ -104,6 +106,27 @@ async fn a_changed_file_is_put_in_force_and_a_bad_one_is_not() {
     write("[m, m]");
     write("[m, n]");
     session.models(&["m", "n"]).await;
+}
+
+#[tokio::test]
+async fn a_rotated_secret_is_used_for_the_next_connection() {
+    let relay = Relay::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("secret");
+    std::fs::write(&file, "old\n").unwrap();
+    let mut command = program();
+    command.env("RELAY_URL", relay.url()).arg("--worker-secret-file").arg(&file);
+    let _child = command.spawn().unwrap();
+    let presented = async |relay: &Relay| {
+        let mut session = relay.accept().await;
+        session.text("register").await;
+        let reason = CloseFrame { code: 1008.into(), reason: "withdrawn".into() };
+        session.send_raw(Message::Close(Some(reason))).await;
+        session.headers["x-worker-secret"].clone()
+    };
+    assert_eq!(presented(&relay).await, "old");
+    std::fs::write(&file, "new\n").unwrap();
+    within("the new secret", async { while presented(&relay).await != "new" {} }).await;
 }
 
 #[tokio::test]
