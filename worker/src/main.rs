@@ -17,8 +17,6 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// Between looks at the files. Their folders may be swapped by symbolic links, so the content is compared.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
-/// Threads: one request costs little, so more would only pass tasks around.
-const MOST_THREADS: usize = 2;
 
 fn main() -> ExitCode {
     let flags = Flags::parse();
@@ -40,8 +38,8 @@ fn main() -> ExitCode {
     };
     // Fails only when one is installed already.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(MOST_THREADS);
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build();
+    // One thread moves more than any engine makes, and spares each request the wake-ups between several.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let done = runtime.map_err(anyhow::Error::from).and_then(|runtime| {
         runtime.block_on(async {
             let files = Files::of(&source, &settings);
@@ -97,7 +95,8 @@ impl Files {
 
 /// Puts changed settings in force until it is dropped.
 async fn follow(worker: &Worker, source: &Source, mut files: Files) {
-    let mut seen = files.read().await;
+    // The first look always reads the settings again: the files may have changed since the start read them.
+    let mut seen = Vec::new();
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
         let now = files.read().await;
@@ -107,12 +106,7 @@ async fn follow(worker: &Worker, source: &Source, mut files: Files) {
         seen = now;
         match source.load() {
             Ok(settings) => {
-                info!("The settings changed");
-                let named = Files::of(source, &settings);
-                if named.0 != files.0 {
-                    files = named;
-                    seen = files.read().await;
-                }
+                files = Files::of(source, &settings);
                 worker.reload(settings);
             }
             Err(error) => {

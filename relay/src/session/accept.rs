@@ -57,8 +57,13 @@ pub async fn run(relay: Arc<Relay>, stream: TcpStream, read: Bytes, arrival: Arr
         .max_message_size(Some(MAX_V1_WORKER_FRAME_BYTES))
         .max_frame_size(Some(MAX_V1_WORKER_FRAME_BYTES));
     let gate = Gate::new(stream);
-    let mut socket =
-        WebSocketStream::from_partially_read(gate, read.into(), Role::Server, Some(config)).await;
+    // A codec that starts with an empty part keeps its read buffer at the size of that part and reads every frame in
+    // two pieces; workers usually wait for the upgrade before they send anything.
+    let mut socket = if read.is_empty() {
+        WebSocketStream::from_raw_socket(gate, Role::Server, Some(config)).await
+    } else {
+        WebSocketStream::from_partially_read(gate, read.into(), Role::Server, Some(config)).await
+    };
     let Some(credential) = arrival.credential else {
         let wait = relay.refusals.failed(arrival.remote.ip());
         warn!(remote = %arrival.remote, "A worker presented no valid secret");
