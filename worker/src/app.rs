@@ -246,11 +246,14 @@ impl Worker {
             warn!("A changed maxConcurrency counts after a restart");
         }
         let live = Live { models: config.models, health: config.health, secret };
-        self.core.live.send_if_modified(|old| {
+        let changed = self.core.live.send_if_modified(|old| {
             let changed = *old != live;
             *old = live;
             changed
         });
+        if changed {
+            info!("Changed settings are in force");
+        }
     }
 
     /// Notes that a changed file cannot be used.
