@@ -17,7 +17,6 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// Between looks at the files. Their folders may be swapped by symbolic links, so the content is compared.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
-
 fn main() -> ExitCode {
     let flags = Flags::parse();
     let check_only = flags.check_config;
