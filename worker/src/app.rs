@@ -276,6 +276,9 @@ impl Worker {
             core.force.cancel();
             let _ = tokio::time::timeout(LAST_WORDS, quiet(&core, begun)).await;
         }
+        // A job gives its slot back just before its last frame: the goodbye must not overtake that.
+        core.tasks.close();
+        let _ = tokio::time::timeout(LAST_WORDS, core.tasks.wait()).await;
         core.stop.cancel();
         let goodbyes = async {
             while self.services.len() > self.endless() && self.services.join_next().await.is_some() {}
