@@ -82,9 +82,9 @@ impl ResponseBody {
                 let status = head.status.as_u16();
                 self.record.failed_with_status(status);
                 let error = format!("the backend answered {status}, not with events that can follow");
-                self.break_off(RelayError::backend(error))
+                self.break_off(RelayError::backend(error), cx)
             }
-            Poll::Ready(Err(error)) => self.break_off(error),
+            Poll::Ready(Err(error)) => self.break_off(error, cx),
             Poll::Pending => {
                 if timer.as_mut().poll(cx).is_pending() {
                     return Poll::Pending;
@@ -113,7 +113,7 @@ impl ResponseBody {
                 self.record.complete(self.status);
                 Poll::Ready(None)
             }
-            Poll::Ready(Chunk::Broken(error)) => self.break_off(error),
+            Poll::Ready(Chunk::Broken(error)) => self.break_off(error, cx),
         }
     }
 
@@ -123,17 +123,31 @@ impl ResponseBody {
     }
 
     /// Says what happened in the last event, where there are events, and breaks the transfer after it.
-    fn break_off(&mut self, error: RelayError) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
+    fn break_off(
+        &mut self,
+        error: RelayError,
+        cx: &Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
         self.record.failed(&error);
         if !self.events {
-            self.state = State::Ended;
-            return Poll::Ready(Some(Err(BrokenOff(error))));
+            return self.break_next_turn(error, cx);
         }
         let event = error.last_event(self.api, &self.record.request_id);
         self.state = State::Breaking(error);
         // What was cut ends first: the two must not be read as one.
         let missing = &b"\n\n"[self.line_ends..];
         self.frame([missing, &event].concat().into())
+    }
+
+    /// Breaks the transfer one turn later, so that what was given out before is written first, the head included.
+    fn break_next_turn(
+        &mut self,
+        error: RelayError,
+        cx: &Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
+        self.state = State::Broken(error);
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 }
 
@@ -148,12 +162,9 @@ impl Body for ResponseBody {
         match &self.state {
             State::Passing => self.poll_passing(cx),
             State::Waiting(..) => self.poll_waiting(cx),
-            // One turn apart, so that the last event is written before the connection is given up.
             State::Breaking(error) => {
                 let error = error.clone();
-                self.state = State::Broken(error);
-                cx.waker().wake_by_ref();
-                Poll::Pending
+                self.break_next_turn(error, cx)
             }
             State::Broken(error) => {
                 let error = error.clone();
