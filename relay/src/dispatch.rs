@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use modelrelay_protocol::codec::StreamId;
-use modelrelay_protocol::frame::CancelReason;
+use modelrelay_protocol::frame::{CancelReason, ToWorker};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -24,8 +24,8 @@ pub use self::work::{BodyBudget, BodyPermit, Work};
 use crate::http::error::RelayError;
 use crate::metrics::Metrics;
 use crate::scheduler::{
-    Action, CancelReason as Cause, Event, RefusalCause, Reject, RequestKey, Scheduler, SchedulerConfig,
-    Submission, WorkerId, WorkerInfo,
+    Action, CancelReason as Cause, Event, RefusalCause, Reject, Replica, RequestKey, Scheduler,
+    SchedulerConfig, Submission, WorkerId, WorkerInfo,
 };
 use crate::session::pipe::{Attempt, Pipe};
 use crate::session::{Close, Session};
@@ -143,9 +143,11 @@ impl Drop for Ticket {
 impl Dispatcher {
     /// Starts with no worker and no request.
     pub fn new(config: SchedulerConfig, limits: RunLimits, metrics: Arc<Metrics>) -> Arc<Self> {
+        let mut scheduler = Scheduler::new(config);
+        scheduler.set_replica(replica());
         Arc::new(Self {
             inner: Mutex::new(Inner {
-                scheduler: Scheduler::new(config),
+                scheduler,
                 requests: HashMap::new(),
                 sessions: BTreeMap::new(),
                 limits,
@@ -492,6 +494,12 @@ impl Dispatcher {
                         session.cancel(assigned.stream, reason);
                     }
                 }
+                Action::Want { worker, n, band, age } => {
+                    if let Some(session) = inner.sessions.get(&worker) {
+                        let age_ms = age.as_millis().try_into().unwrap_or(u64::MAX);
+                        session.send(ToWorker::Want { n, band, age_ms });
+                    }
+                }
                 Action::Reject { request, reason } => {
                     if let Some(running) = inner.requests.get_mut(&request) {
                         let is_text = running.work.as_ref().is_some_and(|work| work.is_text);
@@ -545,6 +553,12 @@ impl Running {
         let silent = self.pipe.silent_since()?;
         limits.stream_idle.is_some_and(|limit| now >= silent + limit).then_some(RelayError::BackendTimeout)
     }
+}
+
+#[allow(clippy::disallowed_methods, reason = "replicas agree on whom to ask by the time of day")]
+fn replica() -> Replica {
+    let unix_time = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    Replica { seed: rand::random(), at: now(), unix_time }
 }
 
 fn now() -> std::time::Instant {

@@ -48,7 +48,13 @@
 //! those that could not take its body do not count), the other while none does. A worker that comes, or the
 //! last one that goes, stops one and lets the other go on from what it had counted; a requeue starts both
 //! afresh. A requeued request keeps its order of arrival, and is not held against the limits of its queue.
+//!
+//! # Several replicas
+//! Workers lend their slots to every relay replica. When a request waits here while slots are lent elsewhere, the
+//! scheduler asks for them ([`Action::Want`]); when everything is busy, bands and then first come first served hold
+//! over the queues of all replicas, and the order of tenants within each.
 
+mod borrowing;
 mod event;
 mod fairness;
 mod membership;
@@ -65,9 +71,10 @@ mod workers;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::Instant;
 
+use self::borrowing::Borrowing;
 pub use self::event::{
-    Action, Affinity, CancelReason, Capacity, Event, RefusalCause, Reject, RequestKey, SchedulerConfig,
-    SessionNeeds, Strategy, Submission, Target, TenantId, WorkerId, WorkerInfo,
+    Action, Affinity, CancelReason, Capacity, Event, RefusalCause, Reject, Replica, RequestKey,
+    SchedulerConfig, SessionNeeds, Strategy, Submission, Target, TenantId, WorkerId, WorkerInfo,
 };
 use self::fairness::Accounts;
 use self::models::{ANY, Models};
@@ -94,6 +101,7 @@ pub struct Scheduler {
     penalties: BTreeSet<(Instant, WorkerIx)>,
     actions: VecDeque<Action>,
     draws: Draws,
+    borrowing: Borrowing,
     /// Counts dispatches, so that workers of equal load take turns.
     turn: u64,
 }
@@ -119,6 +127,7 @@ impl Scheduler {
             penalties: BTreeSet::new(),
             actions: VecDeque::new(),
             draws: Draws::new(),
+            borrowing: Borrowing::default(),
             turn: 0,
         }
     }
@@ -138,6 +147,9 @@ impl Scheduler {
             Event::ModelsChanged { worker, models } => self.models_changed(worker, models, now),
             Event::LoadReported { worker, load } => self.load_reported(worker, load, now),
             Event::Granted { worker, credits } => self.granted(worker, credits, now),
+            Event::SlotsShared { worker, relays, idle_elsewhere } => {
+                self.slots_shared(worker, relays, idle_elsewhere);
+            }
             Event::Draining { worker } => self.draining(worker, now),
             Event::Lost { worker } => self.lost(worker, now),
             Event::Submitted(submission) => self.submitted(submission, now),
@@ -146,6 +158,7 @@ impl Scheduler {
             Event::Refused { request, cause, penalise } => self.refused(request, cause, penalise, now),
             Event::ClientGone { request } => self.client_gone(request, now),
         }
+        self.borrow(now);
     }
 
     /// Ends what is due. Calling it too early does nothing.
@@ -161,6 +174,7 @@ impl Scheduler {
         for worker in freed {
             self.fill(worker, now);
         }
+        self.borrow(now);
     }
 
     /// Returns the next thing to do, in the order in which it was decided.
@@ -172,7 +186,7 @@ impl Scheduler {
     pub fn poll_timeout(&self) -> Option<Instant> {
         let limit = self.timers.first().map(|(at, _)| *at);
         let penalty = self.penalties.first().map(|(at, _)| *at);
-        [limit, penalty].into_iter().flatten().min()
+        [limit, penalty, self.borrowing.due()].into_iter().flatten().min()
     }
 
     fn submitted(&mut self, submission: Submission, now: Instant) {

@@ -31,6 +31,7 @@ enum Step {
     Load { worker: usize, load: u32 },
     Grant { worker: usize, credits: u32 },
     Recall { worker: usize, credits: u32 },
+    Share { worker: usize, relays: u32, idle: bool },
     Drain { worker: usize },
     Lose { worker: usize },
     Submit { targets: Arc<[Target]>, tenant: u32, band: i32, bytes: u64, kind: u8, limit: Option<u64> },
@@ -104,6 +105,8 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (pick.clone(), 0..4_u32).prop_map(|(worker, load)| Step::Load { worker, load }),
         10 => (pick.clone(), 1..3_u32).prop_map(|(worker, credits)| Step::Grant { worker, credits }),
         1 => (pick.clone(), 0..3_u32).prop_map(|(worker, credits)| Step::Recall { worker, credits }),
+        4 => (pick.clone(), 1..4_u32, any::<bool>())
+            .prop_map(|(worker, relays, idle)| Step::Share { worker, relays, idle }),
         1 => pick.clone().prop_map(|worker| Step::Drain { worker }),
         5 => pick.clone().prop_map(|worker| Step::Lose { worker }),
         40 => submit(),
@@ -158,6 +161,9 @@ impl History {
                 assert_eq!(taken, self.twin.recall(worker, credits));
                 assert_eq!(taken, self.reference.recall(worker, credits));
                 return;
+            }
+            Step::Share { worker: pick, relays, idle } => {
+                Event::SlotsShared { worker: worker(pick), relays, idle_elsewhere: idle }
             }
             Step::Drain { worker: pick } => Event::Draining { worker: worker(pick) },
             Step::Lose { worker: pick } => Event::Lost { worker: worker(pick) },

@@ -155,6 +155,15 @@ pub enum Event {
         /// How many more.
         credits: u32,
     },
+    /// A worker told who else uses its slots.
+    SlotsShared {
+        /// Its session.
+        worker: WorkerId,
+        /// How many relays it lends them to, this one included.
+        relays: u32,
+        /// Whether idle ones are lent to others.
+        idle_elsewhere: bool,
+    },
     /// A worker takes nothing new; what runs there goes on.
     Draining {
         /// Its session.
@@ -212,6 +221,17 @@ pub enum Action {
         /// Why.
         reason: Reject,
     },
+    /// Tell a worker how many of its slots are lacking here; replaces what it was told before.
+    Want {
+        /// Its session.
+        worker: WorkerId,
+        /// How many; 0 withdraws.
+        n: u32,
+        /// Band of the request that would go there next.
+        band: i32,
+        /// How long that request has waited.
+        age: Duration,
+    },
     /// Stop a request at a worker. The scheduler has forgotten it.
     Cancel {
         /// The request.
@@ -258,6 +278,18 @@ pub enum CancelReason {
     ClientGone,
     /// The overall limit passed.
     DeadlineExceeded,
+}
+
+/// Tells one relay replica from others that share the same workers.
+#[derive(Copy, Clone, Debug)]
+pub struct Replica {
+    /// Random: replicas that look for an idle slot try the workers in different orders.
+    pub seed: u64,
+    /// When `unix_time` was read.
+    pub at: Instant,
+    /// Time since 1970, by which replicas that find no idle slot make their claims at the same workers. Clocks
+    /// that differ cost some order between the replicas' queues, nothing else.
+    pub unix_time: Duration,
 }
 
 /// Settings of the scheduler; all may change while it runs.

@@ -41,7 +41,11 @@ impl Scheduler {
         let Some(index) = self.workers.find(worker) else { return };
         self.workers[index].grant(credits);
         self.restate(index);
+        let wanted = self.granted_for_want(index, credits);
         self.fill(index, now);
+        if wanted {
+            self.decline(index);
+        }
     }
 
     /// Takes up to `n` unspent credits back from what a worker lent; returns how many.
@@ -55,6 +59,7 @@ impl Scheduler {
     pub(super) fn draining(&mut self, worker: WorkerId, now: Instant) {
         let Some(index) = self.workers.find(worker) else { return };
         self.workers[index].draining = true;
+        self.forget_lender(index);
         self.regroup(index, now);
     }
 
@@ -74,6 +79,7 @@ impl Scheduler {
                 moving.push(request);
             }
         }
+        self.forget_lender(index);
         self.workers.remove(index);
         // Free slots elsewhere may be fewer than they are, and go in the order of the queue.
         let order = |request: &Request| {
@@ -116,10 +122,13 @@ impl Scheduler {
         let worker = &mut self.workers[index];
         let (serves, lists) =
             if worker.draining { (Vec::new(), Vec::new()) } else { self.models.resolve(&worker.models) };
+        self.unlist_lender(index);
+        let worker = &mut self.workers[index];
         let served = std::mem::replace(&mut worker.serves, serves.clone());
         let listed = std::mem::replace(&mut worker.lists, lists.clone());
         let from = worker.restate(index);
         let to = worker.standing();
+        self.list_lender(index);
         let affected: BTreeSet<ModelIx> = served.iter().chain(&serves).copied().collect();
         let before: Vec<(ModelIx, [bool; 2])> =
             affected.into_iter().map(|model| (model, self.availability(model))).collect();

@@ -2,6 +2,7 @@
 
 #![allow(clippy::disallowed_methods)]
 
+mod borrowing;
 mod moving;
 mod order;
 mod placing;
@@ -183,7 +184,7 @@ fn cancel(request: u64, worker: WorkerId, reason: CancelReason) -> Action {
 fn workers(actions: &[Action]) -> Vec<WorkerId> {
     let worker = |action: &Action| match action {
         Action::Dispatch { worker, .. } => Some(*worker),
-        Action::Reject { .. } | Action::Cancel { .. } => None,
+        Action::Reject { .. } | Action::Cancel { .. } | Action::Want { .. } => None,
     };
     actions.iter().filter_map(worker).collect()
 }
@@ -192,7 +193,7 @@ fn workers(actions: &[Action]) -> Vec<WorkerId> {
 fn dispatched(actions: &[Action]) -> Vec<u64> {
     let request = |action: &Action| match action {
         Action::Dispatch { request, .. } => Some(request.0),
-        Action::Reject { .. } | Action::Cancel { .. } => None,
+        Action::Reject { .. } | Action::Cancel { .. } | Action::Want { .. } => None,
     };
     actions.iter().filter_map(request).collect()
 }

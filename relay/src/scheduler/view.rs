@@ -7,6 +7,7 @@ use super::Scheduler;
 use super::event::{RequestKey, WorkerId};
 use super::models::ANY;
 use super::request::State;
+use super::workers::WorkerIx;
 
 /// Sums that cost nothing to read.
 #[derive(Copy, Clone, Debug, Eq, PartialEq)]
@@ -122,7 +123,10 @@ impl Scheduler {
 
     /// Returns what this relay would use more of this worker's slots for; none when nothing waits for it.
     pub fn demand(&self, worker: WorkerId, now: Instant) -> Option<Shortage> {
-        let index = self.workers.find(worker)?;
+        self.shortage(self.workers.find(worker)?, now)
+    }
+
+    pub(super) fn shortage(&self, index: WorkerIx, now: Instant) -> Option<Shortage> {
         let worker = &self.workers[index];
         let next = &self.requests[&self.next_at(index, now)?];
         let waiting = |model| self.models[model].queue.len_for(worker.streams);

@@ -20,7 +20,7 @@ pub(super) struct Worker {
     capacity: Capacity,
     slots: u32,
     pub(super) streams: bool,
-    spot: u64,
+    pub(super) spot: u64,
     pub(super) models: Vec<Arc<str>>,
     /// The pools it is in: [`super::models::ANY`] alone when it serves any model; none while draining.
     pub(super) serves: Vec<ModelIx>,

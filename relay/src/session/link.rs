@@ -585,7 +585,14 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Link<IO> {
                 self.credits.gave_back(unspent);
                 self.session.send(ToWorker::Return { n: beyond + unspent });
             }
-            ToRelay::Load(report) if ours => self.session.live_mut().load = Some(report),
+            ToRelay::Load(report) if ours => {
+                let (relays, idle_elsewhere) = (report.relays, report.idle_elsewhere);
+                let before = self.session.live_mut().load.replace(report);
+                let told = before.map_or((0, false), |before| (before.relays, before.idle_elsewhere));
+                if told != (relays, idle_elsewhere) {
+                    self.dispatcher.worker_event(Event::SlotsShared { worker, relays, idle_elsewhere });
+                }
+            }
             ToRelay::Draining { deadline_ms } if ours => {
                 info!(worker = %self.session.name, deadline_ms, "A worker drains");
                 self.session.live_mut().draining = true;

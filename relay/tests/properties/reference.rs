@@ -120,6 +120,8 @@ impl Reference {
                 let own = self.running_at(*worker);
                 self.with_worker(*worker, |worker| worker.foreign = load.saturating_sub(own));
             }
+            // Who else uses the slots changes what is asked for, never what is done with what is here.
+            Event::SlotsShared { .. } => {}
             Event::Granted { worker, credits } => {
                 self.with_worker(*worker, |worker| worker.credits += credits);
             }
@@ -285,6 +287,10 @@ impl Reference {
                 };
                 assert_eq!(expected, Some(reason), "end of {request:?}");
                 assert!(self.requests.remove(&request).is_some(), "{request:?} ended before");
+            }
+            Action::Want { worker, n, .. } => {
+                assert!(self.workers().contains(&worker), "{worker:?} is gone");
+                assert!(n == 0 || self.waiting().count() > 0, "nothing waits");
             }
             Action::Cancel { request, worker, .. } => {
                 assert!(self.cancels.remove(&(request, worker)), "{request:?} at {worker:?}");

@@ -1,0 +1,369 @@
+//! Slots that workers lent to other relay replicas, and which of them are wanted here.
+//!
+//! A relay that lacks slots asks as many workers with idle slots elsewhere as it lacks, at once; when there is none, all
+//! that serve the model, at most [`MOST_ASKED`]. Those are the same ones in every replica, drawn anew each second: there
+//! the replicas' claims meet and the oldest request wins, elsewhere slots stay where they are used. The worker's side
+//! and the messages are in `modelrelay_protocol::slots`.
+//!
+//! Workers that have no other relay are not looked at, so with one replica nothing here costs anything.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use modelrelay_protocol::slots::RENEWAL_INTERVAL;
+
+use super::Scheduler;
+use super::event::{Action, Replica, WorkerId};
+use super::models::{ANY, ModelIx};
+use super::placement::mix;
+use super::view::Shortage;
+use super::workers::WorkerIx;
+
+/// Workers that are asked when none is known to have an idle slot.
+const MOST_ASKED: usize = 64;
+
+/// How long the workers that are asked then stay the same.
+const ROUND: Duration = Duration::from_secs(1);
+
+/// A relay that found nothing asks for twice as much the next time, up to this many times.
+const MOST_DOUBLINGS: u32 = 6;
+
+/// A want as the worker has it.
+#[derive(Clone, Copy, Debug)]
+struct Open {
+    n: u32,
+    band: i32,
+    submitted: Instant,
+}
+
+/// A worker that lends its slots to other relays as well.
+#[derive(Debug, Default)]
+struct Lender {
+    idle_elsewhere: bool,
+    open: Option<Open>,
+    asked_at: Option<Instant>,
+    /// Whether it stands among the idle ones of the models it serves.
+    listed: bool,
+}
+
+impl Lender {
+    /// Whether a want may be sent that nothing but patience speaks against.
+    fn may_be_asked(&self, now: Instant) -> bool {
+        self.asked_at.is_none_or(|at| now >= at + RENEWAL_INTERVAL)
+    }
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Borrowing {
+    lenders: BTreeMap<WorkerIx, Lender>,
+    /// Lenders with idle slots elsewhere that are not asked yet, by model, in the order in which this replica asks them.
+    idle: BTreeMap<ModelIx, BTreeSet<(u64, WorkerIx)>>,
+    /// When workers were last asked though none was known to be idle.
+    claimed: BTreeMap<ModelIx, Instant>,
+    /// Lenders with an open want.
+    asked: BTreeSet<WorkerIx>,
+    /// How often in a row an idle slot was gone when it was asked for.
+    misses: u32,
+    replica: Option<Replica>,
+    /// Requests that waited when it was last decided whom to ask.
+    planned: usize,
+    /// Something happened that may change whom to ask.
+    dirty: bool,
+    /// When wants are to be renewed.
+    due: Option<Instant>,
+}
+
+/// Requests that wait for one model, beyond those that a want at a worker with idle slots stands for.
+#[derive(Debug)]
+struct Uncovered {
+    model: ModelIx,
+    requests: u32,
+}
+
+impl Borrowing {
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.due
+    }
+
+    fn spot(&self, identity: u64) -> u64 {
+        mix(identity ^ self.replica.map_or(0, |replica| replica.seed))
+    }
+
+    /// Puts a worker in its place among those that all replicas ask in this round.
+    fn draw(&self, identity: u64, now: Instant) -> u64 {
+        let round = self.replica.map_or(0, |replica| {
+            let unix_time = replica.unix_time + now.saturating_duration_since(replica.at);
+            unix_time.as_nanos() / ROUND.as_nanos()
+        });
+        mix(identity ^ mix(u64::try_from(round).unwrap_or(0)))
+    }
+}
+
+impl Scheduler {
+    /// Says which of several replicas this is. Without it replicas that ask for slots get into each other's way.
+    pub fn set_replica(&mut self, replica: Replica) {
+        self.borrowing.replica = Some(replica);
+    }
+
+    /// A worker told how many relays share its slots, and whether idle ones are lent to others.
+    pub(super) fn slots_shared(&mut self, worker: WorkerId, relays: u32, idle_elsewhere: bool) {
+        let Some(index) = self.workers.find(worker) else { return };
+        if relays <= 1 || self.workers[index].draining {
+            return self.forget_lender(index);
+        }
+        let borrowing = &mut self.borrowing;
+        let lender = borrowing.lenders.entry(index).or_default();
+        if lender.idle_elsewhere && !idle_elsewhere && lender.open.is_some() {
+            borrowing.misses = (borrowing.misses + 1).min(MOST_DOUBLINGS);
+        }
+        lender.idle_elsewhere = idle_elsewhere;
+        borrowing.dirty = true;
+        self.list_lender(index);
+    }
+
+    /// A worker is lost, drains, or shares its slots with nobody any more.
+    pub(super) fn forget_lender(&mut self, worker: WorkerIx) {
+        self.unlist_lender(worker);
+        if self.borrowing.lenders.remove(&worker).is_some() {
+            self.borrowing.asked.remove(&worker);
+            self.borrowing.dirty = true;
+        }
+    }
+
+    /// Puts a lender among the idle ones of the models it serves, or takes it from them. A worker that is about to
+    /// serve others must be taken from them first.
+    pub(super) fn list_lender(&mut self, worker: WorkerIx) {
+        let Some(lender) = self.borrowing.lenders.get_mut(&worker) else { return };
+        let list = lender.idle_elsewhere && lender.open.is_none();
+        if lender.listed == list {
+            return;
+        }
+        lender.listed = list;
+        let entry = (self.borrowing.spot(self.workers[worker].spot), worker);
+        for &model in &self.workers[worker].serves {
+            let idle = self.borrowing.idle.entry(model).or_default();
+            if list {
+                idle.insert(entry);
+            } else {
+                idle.remove(&entry);
+                if idle.is_empty() {
+                    self.borrowing.idle.remove(&model);
+                }
+            }
+        }
+    }
+
+    /// Takes a lender from the idle ones.
+    pub(super) fn unlist_lender(&mut self, worker: WorkerIx) {
+        if let Some(lender) = self.borrowing.lenders.get_mut(&worker) {
+            let idle_elsewhere = std::mem::take(&mut lender.idle_elsewhere);
+            self.borrowing.dirty = true;
+            self.list_lender(worker);
+            if let Some(lender) = self.borrowing.lenders.get_mut(&worker) {
+                lender.idle_elsewhere = idle_elsewhere;
+            }
+        }
+    }
+
+    /// Notes credits, which fill what is wanted of their worker. Says whether anything was.
+    pub(super) fn granted_for_want(&mut self, worker: WorkerIx, credits: u32) -> bool {
+        let Some(open) = self.borrowing.lenders.get(&worker).and_then(|lender| lender.open) else {
+            return false;
+        };
+        self.borrowing.misses = 0;
+        let left = open.n.saturating_sub(credits);
+        self.set_open(worker, (left > 0).then_some(Open { n: left, ..open }));
+        true
+    }
+
+    /// Tells a worker when credits that were wanted of it are not needed any more.
+    pub(super) fn decline(&mut self, worker: WorkerIx) {
+        if self.workers[worker].is_free() {
+            self.withdraw_want(worker);
+            self.borrowing.dirty = true;
+        }
+    }
+
+    /// Sees to it that what waits is asked for, after every event.
+    pub(super) fn borrow(&mut self, now: Instant) {
+        if self.borrowing.lenders.is_empty() {
+            self.borrowing.due = None;
+            return;
+        }
+        let waiting = self.waiting.requests;
+        if waiting == 0 {
+            while let Some(worker) = self.borrowing.asked.first().copied() {
+                self.withdraw_want(worker);
+            }
+            self.borrowing.due = None;
+        } else if waiting > self.borrowing.planned
+            || self.borrowing.dirty
+            || self.borrowing.due.is_none_or(|due| due <= now)
+        {
+            self.plan(now);
+        }
+        self.borrowing.planned = waiting;
+    }
+
+    fn plan(&mut self, now: Instant) {
+        self.borrowing.dirty = false;
+        for uncovered in self.uncovered() {
+            let mut left = self.ask_idle(&uncovered, now);
+            if left > 0 {
+                left = self.ask_for_more(uncovered.model, left, now);
+            }
+            if left > 0 {
+                self.ask_all(uncovered.model, now);
+            }
+        }
+        if self.borrowing.due.is_none_or(|due| due <= now) {
+            self.renew(now);
+            self.borrowing.due = Some(now + RENEWAL_INTERVAL);
+        }
+    }
+
+    /// Counts what waits for each model, less what idle slots are asked for already. No slot is counted twice.
+    fn uncovered(&self) -> Vec<Uncovered> {
+        let idle = |worker: &WorkerIx| {
+            let lender = &self.borrowing.lenders[worker];
+            let open = lender.open.filter(|_| lender.idle_elsewhere)?;
+            Some((*worker, open.n))
+        };
+        let mut asked: Vec<(WorkerIx, u32)> = self.borrowing.asked.iter().filter_map(idle).collect();
+        let mut all = Vec::new();
+        for model in self.models.waited_for() {
+            let mut requests = u32::try_from(self.models[model].queue.len()).unwrap_or(u32::MAX);
+            for (worker, n) in asked.iter_mut().filter(|(worker, _)| self.serves_model(*worker, model)) {
+                let covered = requests.min(*n);
+                requests -= covered;
+                *n -= covered;
+                debug_assert!(self.borrowing.asked.contains(worker), "only what is asked covers");
+            }
+            if requests > 0 {
+                all.push(Uncovered { model, requests });
+            }
+        }
+        all
+    }
+
+    fn serves_model(&self, worker: WorkerIx, model: ModelIx) -> bool {
+        self.workers[worker].serves.iter().any(|&serves| serves == ANY || serves == model)
+    }
+
+    /// Asks workers that have idle slots elsewhere; returns for how many requests there was none.
+    fn ask_idle(&mut self, uncovered: &Uncovered, now: Instant) -> u32 {
+        let &Uncovered { model, requests } = uncovered;
+        let most = usize::try_from(requests).unwrap_or(usize::MAX) << self.borrowing.misses;
+        let candidate = |&(_, worker): &(u64, WorkerIx)| Some((worker, self.shortage(worker, now)?));
+        let idle = [model, ANY].into_iter().filter_map(|model| self.borrowing.idle.get(&model)).flatten();
+        let chosen: Vec<(WorkerIx, Shortage)> = idle.filter_map(candidate).take(most).collect();
+        let mut left = requests;
+        let share = requests.div_ceil(u32::try_from(chosen.len()).unwrap_or(u32::MAX).max(1));
+        for (worker, shortage) in chosen {
+            let lacking = share.min(self.workers[worker].slots());
+            left = left.saturating_sub(lacking);
+            self.want(worker, Shortage { lacking, ..shortage }, now);
+        }
+        left
+    }
+
+    /// Asks for more where idle slots are asked for already; returns for how many requests there is nothing to ask.
+    fn ask_for_more(&mut self, model: ModelIx, requests: u32, now: Instant) -> u32 {
+        let mut left = requests;
+        let more = |worker: &WorkerIx| {
+            let lender = &self.borrowing.lenders[worker];
+            let open = lender.open.filter(|_| lender.idle_elsewhere && self.serves_model(*worker, model))?;
+            let most = self.workers[*worker].slots().saturating_sub(open.n).min(left);
+            left -= most;
+            (most > 0).then_some((*worker, open.n + most))
+        };
+        let raised: Vec<(WorkerIx, u32)> = self.borrowing.asked.iter().filter_map(more).collect();
+        for (worker, lacking) in raised {
+            if let Some(shortage) = self.shortage(worker, now) {
+                self.want(worker, Shortage { lacking, ..shortage }, now);
+            }
+        }
+        left
+    }
+
+    /// Asks workers that are busy, so far as they were not asked lately.
+    fn ask_all(&mut self, model: ModelIx, now: Instant) {
+        if self.borrowing.claimed.get(&model).is_some_and(|&at| now < at + RENEWAL_INTERVAL) {
+            return;
+        }
+        self.borrowing.claimed.insert(model, now);
+        for worker in self.drawn(model, now) {
+            let lender = &self.borrowing.lenders[&worker];
+            if lender.open.is_none()
+                && lender.may_be_asked(now)
+                && let Some(shortage) = self.shortage(worker, now)
+            {
+                self.want(worker, shortage, now);
+            }
+        }
+    }
+
+    /// The workers at which all replicas that lack slots for a model claim them.
+    fn drawn(&self, model: ModelIx, now: Instant) -> Vec<WorkerIx> {
+        let serves =
+            self.borrowing.lenders.keys().copied().filter(|&worker| self.serves_model(worker, model));
+        let mut all: Vec<WorkerIx> = serves.collect();
+        if all.len() > MOST_ASKED {
+            let key = |&worker: &WorkerIx| self.borrowing.draw(self.workers[worker].spot, now);
+            all.select_nth_unstable_by_key(MOST_ASKED, key);
+            all.truncate(MOST_ASKED);
+        }
+        all
+    }
+
+    /// Brings wants that are old enough up to date.
+    fn renew(&mut self, now: Instant) {
+        let mut drawn: BTreeSet<WorkerIx> = BTreeSet::new();
+        for model in self.models.waited_for() {
+            drawn.extend(self.drawn(model, now));
+        }
+        for worker in self.borrowing.asked.clone() {
+            let lender = &self.borrowing.lenders[&worker];
+            let Some(open) = lender.open.filter(|_| lender.may_be_asked(now)) else { continue };
+            let claims = lender.idle_elsewhere || drawn.contains(&worker);
+            let Some(shortage) = self.shortage(worker, now).filter(|_| claims) else {
+                self.withdraw_want(worker);
+                continue;
+            };
+            // An idle slot was asked for once, whatever else waits.
+            let n = if lender.idle_elsewhere { open.n.min(shortage.lacking) } else { shortage.lacking };
+            if (n, shortage.band, shortage.submitted) != (open.n, open.band, open.submitted) {
+                self.want(worker, Shortage { lacking: n, ..shortage }, now);
+            }
+        }
+    }
+
+    fn want(&mut self, worker: WorkerIx, shortage: Shortage, now: Instant) {
+        let Shortage { lacking: n, band, submitted } = shortage;
+        if let Some(lender) = self.borrowing.lenders.get_mut(&worker) {
+            lender.asked_at = Some(now);
+        }
+        self.set_open(worker, Some(Open { n, band, submitted }));
+        let age = now.saturating_duration_since(submitted);
+        let worker = self.workers[worker].id;
+        self.actions.push_back(Action::Want { worker, n, band, age });
+    }
+
+    fn withdraw_want(&mut self, worker: WorkerIx) {
+        self.set_open(worker, None);
+        let worker = self.workers[worker].id;
+        self.actions.push_back(Action::Want { worker, n: 0, band: 0, age: Duration::ZERO });
+    }
+
+    fn set_open(&mut self, worker: WorkerIx, open: Option<Open>) {
+        let Some(lender) = self.borrowing.lenders.get_mut(&worker) else { return };
+        lender.open = open;
+        if open.is_some() {
+            self.borrowing.asked.insert(worker);
+        } else {
+            self.borrowing.asked.remove(&worker);
+        }
+        self.list_lender(worker);
+    }
+}
