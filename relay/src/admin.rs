@@ -52,7 +52,8 @@ async fn authorize(State(relay): State<Arc<Relay>>, request: Request, next: Next
 /// A page in a browser on this machine must not reach the API under a name of its own (DNS rebinding).
 fn is_local_name(headers: &HeaderMap) -> bool {
     let host = headers.get(http::header::HOST).and_then(|value| value.to_str().ok()).unwrap_or("");
-    let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
+    let Ok(authority) = host.parse::<http::uri::Authority>() else { return false };
+    let name = authority.host();
     name.eq_ignore_ascii_case("localhost")
         || name
             .trim_matches(['[', ']'])

@@ -10,7 +10,7 @@ use http::HeaderValue;
 use modelrelay_protocol::config::OnRemoval;
 use modelrelay_protocol::frame::{Extension, ToWorker};
 use tokio::net::TcpListener;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
@@ -25,8 +25,10 @@ use crate::session::{Close, Session};
 use crate::settings::{Live, Settings};
 use crate::{admin, http as client_port};
 
-/// How long what was forced to end may take.
+/// How long what has to end may take.
 const FORCE_DEADLINE: Duration = Duration::from_secs(5);
+/// How long what was told to end now has for what it is writing.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// How far a drain has come.
 #[derive(Debug, Default)]
@@ -310,8 +312,7 @@ impl Relay {
         self.dispatcher.break_running();
         // The last answers are written before their connections are cut.
         connections.close();
-        let soon = Instant::now() + Duration::from_millis(500);
-        let _ = timeout_at(soon, connections.wait()).await;
+        let _ = timeout(LAST_WORDS, connections.wait()).await;
         for session in self.dispatcher.sessions() {
             if session.extensions.has(Extension::Goaway) {
                 session.send(ToWorker::Empty);
@@ -320,6 +321,14 @@ impl Relay {
         }
         self.stop_sessions.cancel();
         self.sessions.close();
-        let _ = timeout_at(Instant::now() + FORCE_DEADLINE, self.sessions.wait()).await;
+        let forced = async {
+            force.cancelled().await;
+            tokio::time::sleep(LAST_WORDS).await;
+        };
+        tokio::select! {
+            () = self.sessions.wait() => {}
+            () = tokio::time::sleep(FORCE_DEADLINE) => {}
+            () = forced => {}
+        }
     }
 }

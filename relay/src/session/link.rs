@@ -303,7 +303,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Link<IO> {
                 return Poll::Ready(Ended::ByRelay(close));
             }
         } else if now >= self.last_frame + SILENCE_LIMIT {
-            return Poll::Ready(Ended::ByRelay(Close::Silent));
+            self.session.close(Close::Silent);
         } else if now >= self.next_ping {
             self.next_ping = now + PING_INTERVAL;
             let stamp = unix_ms();

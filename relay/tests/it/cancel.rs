@@ -1,8 +1,9 @@
 //! A client that leaves: its worker is told in every phase, and the slot goes to the next.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::Value;
+use tokio::time::Instant;
 
 use crate::support::{CHAT, TestRelay, V1Worker, chat, eventually};
 

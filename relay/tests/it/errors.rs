@@ -1,9 +1,10 @@
 //! The rows of the error table, in the shape of the API that was called.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_util::SinkExt;
 use serde_json::{Value, json};
+use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::Message;
 
 use crate::support::{Answer, CHAT, Client, MESSAGES, RawClient, TestRelay, V1Worker, chat, request, soon};

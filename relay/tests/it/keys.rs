@@ -1,8 +1,9 @@
 //! Client keys: who may ask for what, how much, and what everybody else is told.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::json;
+use tokio::time::Instant;
 
 use crate::support::ours::response;
 use crate::support::{

@@ -3,10 +3,14 @@
 #![allow(clippy::panic, clippy::unwrap_used, reason = "a test may fail")]
 #![allow(unreachable_pub, reason = "modules of one test binary")]
 
+mod admin;
 mod cancel;
+mod clock;
 mod credentials;
+mod drain;
 mod errors;
 mod keys;
+mod models;
 mod ours;
 mod queue;
 mod requeue;

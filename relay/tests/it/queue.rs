@@ -1,8 +1,9 @@
 //! Waiting: for a slot, for a model, in fair order, and no longer than anybody wants.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use crate::support::{CHAT, Client, SettingsFile, TestRelay, V1Worker, chat, request};
 

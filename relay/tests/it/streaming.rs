@@ -1,8 +1,9 @@
 //! Streams: bytes as they come, honest waiting, and an end that never looks whole when it is not.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use crate::support::v1::completion;
 use crate::support::{CHAT, MESSAGES, OurWorker, RawClient, TestRelay, V1Worker, chat, request};

@@ -1,9 +1,10 @@
 //! A plain v1 worker on our relay, in each numbered demand of the protocol.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_util::SinkExt;
 use serde_json::json;
+use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::Message;
 
 use crate::support::v1::{closed, completion, upgrade};

@@ -35,6 +35,14 @@ impl OurWorker {
         worker
     }
 
+    pub async fn join_named(relay: &TestRelay, name: &str, models: &[&str], slots: u32) -> Self {
+        let mut register = Self::register(models, slots);
+        register["worker_name"] = json!(name);
+        let mut worker = Self::join_as(relay, &register).await;
+        worker.grant(relay, slots).await;
+        worker
+    }
+
     pub fn register(models: &[&str], slots: u32) -> Value {
         json!({
             "type": "register", "worker_name": "ours", "models": models, "max_concurrent": slots,
