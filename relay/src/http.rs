@@ -17,13 +17,13 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use axum::Router;
-use axum::routing::future::RouteFuture;
 use axum::extract::{Request, State};
 use axum::response::Response;
+use axum::routing::future::RouteFuture;
 use axum::routing::{get, post};
 use hyper::body::Incoming;
 use modelrelay_protocol::wellknown::{CONNECT_PATH, HEALTH_PATH};
-use tower_http::cors::{AllowOrigin, Any, CorsLayer};
+use tower_http::cors::{AllowHeaders, AllowOrigin, Any, CorsLayer};
 use tower_service::Service;
 
 use self::error::RelayError;
@@ -44,9 +44,19 @@ pub fn service(relay: Arc<Relay>) -> ClientPort {
     let settings = relay.settings.clone();
     let named = AllowOrigin::predicate(move |origin, _| {
         let settings = settings.load();
-        settings.config.cors.origins.iter().any(|allowed| allowed == "*" || allowed.as_bytes() == origin.as_bytes())
+        settings
+            .config
+            .cors
+            .origins
+            .iter()
+            .any(|allowed| allowed == "*" || allowed.as_bytes() == origin.as_bytes())
     });
-    let cors = CorsLayer::new().allow_origin(named).allow_methods(Any).allow_headers(Any).expose_headers(Any);
+    // Browsers do not count `authorization` among `*`, so the headers that were asked for are named.
+    let cors = CorsLayer::new()
+        .allow_origin(named)
+        .allow_methods(Any)
+        .allow_headers(AllowHeaders::mirror_request())
+        .expose_headers(Any);
     let plain = router(relay.clone());
     ClientPort { relay, shared: plain.clone().layer(cors), plain }
 }

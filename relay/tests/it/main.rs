@@ -4,6 +4,7 @@
 #![allow(unreachable_pub, reason = "modules of one test binary")]
 
 mod admin;
+mod browsers;
 mod cancel;
 mod clock;
 mod credentials;
