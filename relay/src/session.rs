@@ -274,8 +274,6 @@ pub fn accepted_models(models: &[String], credential: &WorkerCredential) -> Vec<
 
 impl Opener for Session {
     fn open_window(&self, stream: StreamId, bytes: u32) {
-        if self.is_ours() {
-            self.push(Outgoing::Window { stream, bytes });
-        }
+        self.push(Outgoing::Window { stream, bytes });
     }
 }

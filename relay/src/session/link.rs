@@ -133,7 +133,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Link<IO> {
             return Poll::Ready(closed.map_or(ended, Ended::ByRelay));
         }
         self.begin_close(now);
-        for overrun in self.held.release(now, &self.session) {
+        for overrun in self.held.release(now) {
             let request = self.session.table().get_mut(overrun).map(|entry| entry.request);
             if let Some(request) = request {
                 self.overrun(overrun, request, false, false);

@@ -96,6 +96,8 @@ struct State {
     end: Option<End>,
     reader: Option<Waker>,
     source: Option<Source>,
+    /// What may be queued at once where there is no window.
+    buffer_bytes: Option<u32>,
     progress: Progress,
 }
 
@@ -128,7 +130,7 @@ impl Pipe {
 
     /// Opens the pipe: the first byte of the body is here, `head` goes to the client.
     ///
-    /// `window_bytes` is what the session announced; a session without windows passes its own bound.
+    /// `window_bytes` is what the session announced.
     pub fn start(
         &self,
         head: Head,
@@ -138,18 +140,23 @@ impl Pipe {
         now: Instant,
     ) {
         let mut state = self.lock();
-        state.head = Some(head);
-        state.started = true;
-        state.progress.first_byte = Some(now);
-        state.progress.last_byte = Some(now);
+        begin(&mut state, head, now);
         state.source = Some(Source { opener, stream, window: ReceiveWindow::new(window_bytes) });
+        wake(state);
+    }
+
+    /// Opens the pipe for a worker without windows, which cannot wait: no more than `buffer_bytes` are queued at once.
+    pub fn start_unwindowed(&self, head: Head, buffer_bytes: u32, now: Instant) {
+        let mut state = self.lock();
+        begin(&mut state, head, now);
+        state.buffer_bytes = Some(buffer_bytes);
         wake(state);
     }
 
     /// Adds bytes of the body.
     ///
     /// # Errors
-    /// The sender went beyond the window.
+    /// The sender went beyond the window, or the reader is too slow where there is none.
     pub fn push(&self, chunk: Bytes, now: Instant) -> Result<(), WindowExceeded> {
         if chunk.is_empty() {
             return Ok(());
@@ -161,10 +168,14 @@ impl Pipe {
         if let Some(source) = &mut state.source {
             source.window.receive(chunk.len())?;
         }
+        let cost = window::cost(chunk.len());
+        if state.buffer_bytes.is_some_and(|most| state.queued_cost.saturating_add(cost) > most) {
+            return Err(WindowExceeded);
+        }
         state.progress.last_byte = Some(now);
         state.progress.bytes += chunk.len() as u64;
         state.progress.chunks += 1;
-        state.queued_cost = state.queued_cost.saturating_add(window::cost(chunk.len()));
+        state.queued_cost = state.queued_cost.saturating_add(cost);
         state.queued_bytes += chunk.len();
         if chunk.len() < COPY_BELOW_BYTES {
             state.tail.extend_from_slice(&chunk);
@@ -179,10 +190,7 @@ impl Pipe {
     /// Opens the pipe with a response that is already whole. Costs one lock and one wake-up.
     pub fn answer(&self, head: Head, body: Bytes, usage: Option<TokenCounts>, now: Instant) {
         let mut state = self.lock();
-        state.head = Some(head);
-        state.started = true;
-        state.progress.first_byte = Some(now);
-        state.progress.last_byte = Some(now);
+        begin(&mut state, head, now);
         state.progress.bytes = body.len() as u64;
         state.progress.chunks = u64::from(!body.is_empty());
         state.progress.usage = usage;
@@ -297,6 +305,13 @@ impl Pipe {
     }
 }
 
+fn begin(state: &mut State, head: Head, now: Instant) {
+    state.head = Some(head);
+    state.started = true;
+    state.progress.first_byte = Some(now);
+    state.progress.last_byte = Some(now);
+}
+
 fn park(state: &mut State, cx: &Context<'_>) {
     match &mut state.reader {
         Some(waker) => waker.clone_from(cx.waker()),
@@ -321,4 +336,28 @@ fn flush_tail(state: &mut State) {
 
 fn take_tail(state: &mut State) -> Option<Bytes> {
     (!state.tail.is_empty()).then(|| std::mem::take(&mut state.tail).freeze())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_a_window_only_what_waits_counts() {
+        let now = Instant::now();
+        let pipe = Pipe::new();
+        let head = Head { status: StatusCode::OK, headers: HeaderMap::new() };
+        pipe.start_unwindowed(head, 20_000, now);
+        let mut cx = Context::from_waker(Waker::noop());
+        for _ in 0..10 {
+            assert_eq!(pipe.push(Bytes::from(vec![0; 9000]), now), Ok(()));
+            assert_eq!(pipe.push(Bytes::from(vec![0; 9000]), now), Ok(()));
+            assert_eq!(pipe.push(Bytes::from(vec![0; 9000]), now), Err(WindowExceeded));
+            for _ in 0..2 {
+                assert!(
+                    matches!(pipe.poll_chunk(&mut cx), Poll::Ready(Chunk::Data(bytes)) if bytes.len() == 9000)
+                );
+            }
+        }
+    }
 }

@@ -9,7 +9,6 @@ use modelrelay_protocol::codec::StreamId;
 use modelrelay_protocol::frame::{self, CancelReason, ToWorker, TokenCounts};
 use tokio::time::Instant;
 
-use super::Session;
 use super::pipe::{Head, Pipe};
 use crate::dispatch::Work;
 use crate::http::error::RelayError;
@@ -150,7 +149,7 @@ impl Held {
     }
 
     /// Passes on what was held long enough; returns those that do not fit into the buffer.
-    pub(super) fn release(&mut self, now: Instant, session: &Arc<Session>) -> Vec<StreamId> {
+    pub(super) fn release(&mut self, now: Instant) -> Vec<StreamId> {
         if self.waiting.is_empty() {
             return Vec::new();
         }
@@ -159,7 +158,7 @@ impl Held {
             self.waiting.iter().filter(|(_, waiting)| waiting.until <= now).map(|(id, _)| *id).collect();
         for id in due {
             let Some(waiting) = self.waiting.remove(&id) else { continue };
-            waiting.pipe.start(stream_head(), session.clone(), id, BUFFER_BYTES, now);
+            waiting.pipe.start_unwindowed(stream_head(), BUFFER_BYTES, now);
             if waiting.pipe.push(waiting.text.into(), now).is_err() {
                 overruns.push(id);
             }
