@@ -15,7 +15,11 @@ pub const MIN_WINDOW_BYTES: u32 = crate::codec::MAX_PAYLOAD_BYTES as u32 + FRAME
 
 /// Returns what a frame of `payload_bytes` takes from a window.
 pub fn cost(payload_bytes: usize) -> u32 {
-    if payload_bytes == 0 { 0 } else { u32::try_from(payload_bytes).unwrap_or(u32::MAX).saturating_add(FRAME_COST) }
+    if payload_bytes == 0 {
+        0
+    } else {
+        u32::try_from(payload_bytes).unwrap_or(u32::MAX).saturating_add(FRAME_COST)
+    }
 }
 
 /// The sender's end.
