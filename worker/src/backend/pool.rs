@@ -22,6 +22,12 @@ use crate::socket::Socket;
 /// How long an idle connection is kept.
 const KEEP_IDLE: Duration = Duration::from_secs(60);
 
+/// Idle connections that are kept that long; a burst's others cost about 20 KiB each and go sooner.
+const KEEP_WARM: usize = 32;
+
+/// How long an idle connection beyond [`KEEP_WARM`] is kept.
+const KEEP_SURPLUS: Duration = Duration::from_secs(2);
+
 /// Read and write buffers of one connection stay below this.
 const MAX_BUFFER_BYTES: usize = 64 * 1024;
 
@@ -153,8 +159,12 @@ impl Pool {
     /// Closes what was idle for long.
     pub(super) fn sweep(&self, now: Instant) {
         let mut idle = self.lock();
-        let old = idle.partition_point(|(since, _)| now.duration_since(*since) > KEEP_IDLE);
-        let closed: Vec<_> = idle.drain(..old).collect();
+        let idle_for =
+            |limit| move |(since, _): &(Instant, Box<Connection>)| now.duration_since(*since) > limit;
+        let old = idle.partition_point(idle_for(KEEP_IDLE));
+        let surplus = idle.len().saturating_sub(KEEP_WARM).min(idle.partition_point(idle_for(KEEP_SURPLUS)));
+        let closed: Vec<_> = idle.drain(..old.max(surplus)).collect();
+        idle.shrink_to(KEEP_WARM);
         // Closing sockets is left until the lock is free.
         drop(idle);
         drop(closed);
