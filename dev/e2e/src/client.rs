@@ -105,17 +105,17 @@ impl Client {
 
 /// A request whose answer is waited for elsewhere. Dropping it hangs up.
 #[derive(Debug)]
-pub struct Asked(JoinHandle<Answer>);
+pub struct Asked(JoinHandle<io::Result<Answer>>);
 
 impl Asked {
     /// Sends a request on a connection of its own.
     pub fn new(address: SocketAddr, request: Request<Full<Bytes>>) -> Self {
-        Self(tokio::spawn(async move { try_ask(address, request).await.unwrap() }))
+        Self(tokio::spawn(try_ask(address, request)))
     }
 
     /// Waits for the head of the answer.
     pub async fn answer(mut self) -> Answer {
-        soon("an answer", &mut self.0).await.unwrap()
+        soon("an answer", &mut self.0).await.unwrap().unwrap()
     }
 }
 

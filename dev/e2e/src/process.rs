@@ -207,8 +207,14 @@ impl RelayProcess {
 
     /// Starts a relay with a worker secret, or only the credentials of its settings.
     pub async fn with(yaml: &str, secret: Option<&str>, level: &str) -> Self {
+        Self::at("127.0.0.1:0".parse().unwrap(), yaml, secret, level).await
+    }
+
+    /// The same, on an address of which the port may be that of a relay that has ended.
+    pub async fn at(listen: SocketAddr, yaml: &str, secret: Option<&str>, level: &str) -> Self {
         let mut program = Program::start("the relay", "modelrelay-relay", |command, folder| {
             fs::write(folder.join("relay.yaml"), Self::settings(yaml)).unwrap();
+            command.args(["--listen", &listen.to_string()]);
             command.env("RUST_LOG", level).arg("--config").arg(folder.join("relay.yaml"));
             if let Some(secret) = secret {
                 fs::write(folder.join("secret"), secret).unwrap();
@@ -221,7 +227,7 @@ impl RelayProcess {
     }
 
     fn settings(yaml: &str) -> String {
-        format!("listen: 127.0.0.1:0\nopsListen: 127.0.0.1:0\n{yaml}")
+        format!("opsListen: 127.0.0.1:0\n{yaml}")
     }
 
     /// Rewrites its settings file, as an editor does.

@@ -1,8 +1,8 @@
-//! `kill -9` of workers and of backends.
+//! `kill -9` of workers, of backends and of relays.
 
 use dev_backend::{Backend, Config, Phase};
 use dev_e2e::client::{Asked, CHAT, Client, Ended, MESSAGES, ask, chat, post};
-use dev_e2e::process::{StubProcess, start_worker};
+use dev_e2e::process::{RelayProcess, SECRET, StubProcess, start_worker};
 use dev_e2e::stack::{Relay, worker, worker_config};
 use dev_e2e::{eventually, floor};
 use serde_json::{Value, json};
@@ -158,4 +158,28 @@ async fn backend_killed_before_the_first_byte_costs_nothing_where_another_serves
         }
         relay.ops.settled().await;
     }
+}
+
+/// A relay keeps nothing that a restart would have to bring back: who is connected is the truth.
+#[tokio::test]
+async fn relay_killed_closes_the_backends_connections_and_is_found_again_by_its_workers() {
+    let _floor = floor::shared().await;
+    let backend = Backend::start(Config::default()).await.unwrap();
+    let mut relay = RelayProcess::start("").await;
+    let _worker = start_worker("worker", &relay.url(), &backend.url(), 4);
+    relay.ops.idle_workers(&["worker"]).await;
+    let silent = Asked::new(relay.address, post(CHAT, chat(true, &json!({"fail": "stall", "id": "silent"}))));
+    backend.wait_phase("silent", Phase::BeforeHead, dev_e2e::LIMIT).await.unwrap();
+    let script = json!({"chunks": 1_000_000, "interval_ms": 5});
+    let mut stream = ask(relay.address, post(CHAT, chat(true, &script))).await;
+    stream.part().await;
+    relay.program.kill();
+    let text = stream.broken().await;
+    assert!(!text.contains("[DONE]"), "looks complete: {text}");
+    assert_eq!(backend.wait_running(0, dev_e2e::LIMIT).await.unwrap().cancelled, 2);
+    drop(silent);
+    let again = RelayProcess::at(relay.address, "", Some(SECRET), "info").await;
+    // Its worker dials after some random wait of moments.
+    again.ops.idle_workers(&["worker"]).await;
+    assert_eq!(ask(again.address, post(CHAT, chat(true, &json!({})))).await.stream().await, Ended::Whole(20));
 }
