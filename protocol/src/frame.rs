@@ -320,6 +320,8 @@ pub enum ToWorker {
         /// How long that request has waited, in milliseconds.
         #[serde(default)]
         age_ms: u64,
+        /// Credits that this session has brought the relay so far: those that are on their way fill the want.
+        received: u64,
     },
     /// Answers one `recall` ([`Extension::Slots`]).
     Return {

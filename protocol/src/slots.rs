@@ -15,7 +15,7 @@
 //! | last frame of a response with `REGRANT` | worker | the request's slot is lent to this relay again; without the flag it is the worker's |
 //! | `recall {n}` | worker | asks for up to `n` unspent credits back |
 //! | `return {n}` | relay | answers the oldest recall that is open, at once and exactly once: how many come back, from none to all asked for |
-//! | `want {n, band, age_ms}` | relay | this relay lacks `n` slots; of the requests that wait for them the next has this priority and has waited so long. Replaces the want before it; `n` = 0 withdraws it |
+//! | `want {n, band, age_ms, received}` | relay | this relay lacks `n` slots beyond the credits it has received; of the requests that wait for them the next has this priority and has waited so long. Replaces the want before it; `n` = 0 withdraws it |
 //! | `load {relays, idle_elsewhere}` | worker | how many relays share these slots, and whether idle ones are lent to others |
 //!
 //! # What a credit goes through
@@ -37,6 +37,8 @@
 //!   worker lets a want grow older by itself. Each grant fills one of the `n`.
 //! - **A request that ends** hands its slot back; without a better claim the same relay gets it again in the same frame.
 //!   So slots gather where they are used, and stay there without a message.
+//! - **Credits that crossed a want** fill it: `received` counts all that this session brought the relay, by `grant` and
+//!   by `REGRANT`, so the worker takes off what is still on its way. Both ends then know the same of every want.
 //! - **A want that no free slot fills** makes the worker recall as many *idle* credits from other relays. A relay that
 //!   wants has none that are idle, and credits that were granted for a want count as spent until the relay says `want 0`,
 //!   or for two seconds.
@@ -112,6 +114,8 @@ pub struct Want {
     pub band: i32,
     /// How long that request has waited.
     pub age: Duration,
+    /// Credits that the relay had received on this session when it said so, of grants and of responses.
+    pub received: u64,
 }
 
 /// What the worker must send.
@@ -179,7 +183,7 @@ pub struct NotRecalled(pub u32);
 /// let mut arbiter = Arbiter::new(1);
 /// assert_eq!(arbiter.joined(first, terms(1), now), [SlotAction::Grant { session: first, n: 1 }]);
 /// arbiter.joined(second, terms(2), now);
-/// let want = Want { n: 1, band: 0, age: Duration::ZERO };
+/// let want = Want { n: 1, band: 0, age: Duration::ZERO, received: 0 };
 /// assert_eq!(arbiter.wanted(second, want, now), [SlotAction::Recall { session: first, n: 1 }]);
 /// let actions = arbiter.returned(first, 1, now)?;
 /// assert_eq!(actions[0], SlotAction::Grant { session: second, n: 1 });
@@ -213,6 +217,16 @@ impl Arbiter {
     /// Returns how many credits the relays could still spend.
     pub fn spendable(&self) -> u32 {
         self.accounts.values().filter(|account| account.by_credits()).map(|account| account.lent).sum()
+    }
+
+    /// Returns how many credits were granted for wants and are about to be spent.
+    pub fn promised(&self) -> u32 {
+        self.accounts.values().map(|account| account.promised).sum()
+    }
+
+    /// Returns how many credits one session was lent so far.
+    pub fn granted_to(&self, session: SessionKey) -> u64 {
+        self.accounts.get(&session).map_or(0, |account| account.granted)
     }
 
     /// Returns how many slots one session has: unspent, and in use.
@@ -307,7 +321,7 @@ impl Arbiter {
         let mut actions = Vec::new();
         if let Some(account) = self.accounts.get_mut(&session).filter(|account| account.is_here()) {
             let since = now.checked_sub(want.age).unwrap_or(now);
-            account.want(Claim { n: want.n, band: want.band, since }, now);
+            account.want(Claim { n: want.n, band: want.band, since }, want.received, now);
             self.settle(now, &mut actions);
         }
         actions

@@ -494,10 +494,10 @@ impl Dispatcher {
                         session.cancel(assigned.stream, reason);
                     }
                 }
-                Action::Want { worker, n, band, age } => {
+                Action::Want { worker, n, band, age, received } => {
                     if let Some(session) = inner.sessions.get(&worker) {
                         let age_ms = age.as_millis().try_into().unwrap_or(u64::MAX);
-                        session.send(ToWorker::Want { n, band, age_ms });
+                        session.send(ToWorker::Want { n, band, age_ms, received });
                     }
                 }
                 Action::Reject { request, reason } => {

@@ -36,10 +36,12 @@ pub(super) struct Account {
     pub(super) terms: Terms,
     pub(super) phase: Phase,
     pub(super) lent: u32,
+    /// Credits lent so far.
+    pub(super) granted: u64,
     pub(super) running: u32,
     pub(super) claim: Option<Claim>,
     /// Of the credits lent, those that were granted for a want: they are about to be spent.
-    promised: u32,
+    pub(super) promised: u32,
     promised_until: Option<Instant>,
     /// Not answered yet, oldest first.
     recalls: VecDeque<Recall>,
@@ -55,6 +57,7 @@ impl Account {
             terms,
             phase: Phase::Open,
             lent: 0,
+            granted: 0,
             running: 0,
             claim: None,
             promised: 0,
@@ -137,6 +140,7 @@ impl Account {
     /// Lends one more slot; a want is filled first.
     pub(super) fn lend_one(&mut self, now: Instant) {
         self.lent += 1;
+        self.granted += 1;
         if let Some(claim) = &mut self.claim {
             claim.n -= 1;
             if claim.n == 0 {
@@ -156,11 +160,17 @@ impl Account {
         }
     }
 
-    pub(super) fn want(&mut self, claim: Claim, now: Instant) {
+    pub(super) fn want(&mut self, mut claim: Claim, received: u64, now: Instant) {
         self.wanted_at = Some(now);
-        self.claim = Some(claim).filter(|claim| claim.n > 0);
-        if self.claim.is_none() {
+        let on_the_way = u32::try_from(self.granted.saturating_sub(received)).unwrap_or(u32::MAX);
+        if claim.n > 0 {
+            claim.n = claim.n.saturating_sub(on_the_way);
+        } else {
+            // Its relay has no use for what is on its way either.
             self.promised = 0;
+        }
+        self.claim = Some(claim).filter(|claim| claim.n > 0);
+        if self.promised == 0 {
             self.promised_until = None;
         }
     }

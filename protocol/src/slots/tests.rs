@@ -81,7 +81,8 @@ impl Desk {
     }
 
     fn want(&mut self, session: SessionKey, n: u32, band: i32, age_ms: u64) -> Vec<SlotAction> {
-        let want = Want { n, band, age: Duration::from_millis(age_ms) };
+        let received = self.arbiter.granted_to(session);
+        let want = Want { n, band, age: Duration::from_millis(age_ms), received };
         moves(self.arbiter.wanted(session, want, self.now))
     }
 
@@ -229,6 +230,24 @@ fn a_newer_want_replaces_the_older() {
     desk.start(B, 1);
     assert!(desk.finish(B).0);
     assert_eq!(desk.held(), [(0, 0), (1, 1), (0, 0)]);
+}
+
+#[test]
+fn credits_that_cross_a_want_fill_it() {
+    let mut desk = Desk::new(4, &[A, B]);
+    desk.start(A, 2);
+    desk.start(B, 2);
+    desk.want(B, 1, 0, 0);
+    let received = desk.arbiter.granted_to(B);
+    assert_eq!(desk.finish(A), (false, vec![grant(B, 1)]));
+    // Said before the grant arrived: two more than there were, so one more than there are.
+    let want = Want { n: 2, band: 0, age: Duration::ZERO, received };
+    desk.arbiter.wanted(B, want, desk.now);
+    desk.start(B, 1);
+    assert_eq!(desk.finish(A), (false, vec![grant(B, 1)]));
+    desk.start(B, 1);
+    assert!(desk.finish(B).0);
+    assert_eq!(desk.want(A, 1, 0, 0), [recall(B, 1)], "it was given all that it wanted: this one lies idle");
 }
 
 #[test]
@@ -430,7 +449,7 @@ fn who_wants_nothing_is_told_at_most_four_times_a_second() {
 fn who_wants_is_told_at_once() {
     let mut desk = Desk::new(1, &[A, B, C]);
     desk.start(A, 1);
-    let want = |n| Want { n, band: 0, age: Duration::ZERO };
+    let want = |n| Want { n, band: 0, age: Duration::ZERO, received: 0 };
     assert_eq!(desk.arbiter.wanted(B, want(1), desk.now), []);
     assert_eq!(desk.arbiter.wanted(B, want(0), desk.now), []);
     assert_eq!(told_of_end(&mut desk, A), [report(B, 3, true)], "C may wait");
@@ -443,5 +462,6 @@ fn what_was_granted_for_a_want_does_not_count_as_idle() {
     let mut desk = Desk::new(1, &[A, B]);
     desk.want(B, 1, 0, 0);
     assert_eq!(reports(desk.arbiter.returned(A, 1, desk.now).unwrap()), [report(B, 2, false)]);
-    assert_eq!(reports(desk.arbiter.wanted(A, Want { n: 1, band: 0, age: Duration::ZERO }, desk.now)), []);
+    let want = Want { n: 1, band: 0, age: Duration::ZERO, received: 1 };
+    assert_eq!(reports(desk.arbiter.wanted(A, want, desk.now)), []);
 }

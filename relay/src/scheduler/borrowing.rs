@@ -34,6 +34,15 @@ struct Open {
     n: u32,
     band: i32,
     submitted: Instant,
+    /// When so many were asked for.
+    since: Instant,
+}
+
+impl Open {
+    /// Whether it is likely to be filled soon. Idle slots that do not come are with a relay that does not answer.
+    fn is_fresh(&self, now: Instant) -> bool {
+        now < self.since + RENEWAL_INTERVAL
+    }
 }
 
 /// A worker that lends its slots to other relays as well.
@@ -208,7 +217,7 @@ impl Scheduler {
 
     fn plan(&mut self, now: Instant) {
         self.borrowing.dirty = false;
-        for uncovered in self.uncovered() {
+        for uncovered in self.uncovered(now) {
             let mut left = self.ask_idle(&uncovered, now);
             if left > 0 {
                 left = self.ask_for_more(uncovered.model, left, now);
@@ -224,10 +233,10 @@ impl Scheduler {
     }
 
     /// Counts what waits for each model, less what idle slots are asked for already. No slot is counted twice.
-    fn uncovered(&self) -> Vec<Uncovered> {
+    fn uncovered(&self, now: Instant) -> Vec<Uncovered> {
         let idle = |worker: &WorkerIx| {
             let lender = &self.borrowing.lenders[worker];
-            let open = lender.open.filter(|_| lender.idle_elsewhere)?;
+            let open = lender.open.filter(|open| lender.idle_elsewhere && open.is_fresh(now))?;
             Some((*worker, open.n))
         };
         let mut asked: Vec<(WorkerIx, u32)> = self.borrowing.asked.iter().filter_map(idle).collect();
@@ -273,7 +282,8 @@ impl Scheduler {
         let mut left = requests;
         let more = |worker: &WorkerIx| {
             let lender = &self.borrowing.lenders[worker];
-            let open = lender.open.filter(|_| lender.idle_elsewhere && self.serves_model(*worker, model))?;
+            let open = lender.open.filter(|open| lender.idle_elsewhere && open.is_fresh(now))?;
+            let open = Some(open).filter(|_| self.serves_model(*worker, model))?;
             let most = self.workers[*worker].slots().saturating_sub(open.n).min(left);
             left -= most;
             (most > 0).then_some((*worker, open.n + most))
@@ -341,19 +351,19 @@ impl Scheduler {
 
     fn want(&mut self, worker: WorkerIx, shortage: Shortage, now: Instant) {
         let Shortage { lacking: n, band, submitted } = shortage;
-        if let Some(lender) = self.borrowing.lenders.get_mut(&worker) {
-            lender.asked_at = Some(now);
-        }
-        self.set_open(worker, Some(Open { n, band, submitted }));
+        let Some(lender) = self.borrowing.lenders.get_mut(&worker) else { return };
+        lender.asked_at = Some(now);
+        let since = lender.open.filter(|open| open.n >= n).map_or(now, |open| open.since);
+        self.set_open(worker, Some(Open { n, band, submitted, since }));
         let age = now.saturating_duration_since(submitted);
-        let worker = self.workers[worker].id;
-        self.actions.push_back(Action::Want { worker, n, band, age });
+        let (worker, received) = (self.workers[worker].id, self.workers[worker].received);
+        self.actions.push_back(Action::Want { worker, n, band, age, received });
     }
 
     fn withdraw_want(&mut self, worker: WorkerIx) {
         self.set_open(worker, None);
-        let worker = self.workers[worker].id;
-        self.actions.push_back(Action::Want { worker, n: 0, band: 0, age: Duration::ZERO });
+        let (worker, received) = (self.workers[worker].id, self.workers[worker].received);
+        self.actions.push_back(Action::Want { worker, n: 0, band: 0, age: Duration::ZERO, received });
     }
 
     fn set_open(&mut self, worker: WorkerIx, open: Option<Open>) {

@@ -231,6 +231,8 @@ pub enum Action {
         band: i32,
         /// How long that request has waited.
         age: Duration,
+        /// Credits that its session brought so far.
+        received: u64,
     },
     /// Stop a request at a worker. The scheduler has forgotten it.
     Cancel {

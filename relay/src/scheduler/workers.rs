@@ -28,6 +28,8 @@ pub(super) struct Worker {
     pub(super) lists: Vec<ModelIx>,
     pub(super) running: BTreeSet<RequestKey>,
     credits: u32,
+    /// Credits that it lent so far.
+    pub(super) received: u64,
     /// Load that is not this relay's.
     foreign: u32,
     pub(super) draining: bool,
@@ -51,6 +53,7 @@ impl Worker {
             lists: Vec::new(),
             running: BTreeSet::new(),
             credits: 0,
+            received: 0,
             foreign: reported_load,
             draining: false,
             penalised_until: None,
@@ -90,6 +93,7 @@ impl Worker {
 
     pub(super) fn grant(&mut self, credits: u32) {
         self.credits = self.credits.saturating_add(credits);
+        self.received += u64::from(credits);
     }
 
     /// Takes up to `n` unspent credits; returns how many.

@@ -106,8 +106,8 @@ impl Session {
             ToWorker::Goaway { deadline_ms } => announcer.goaway(deadline_ms),
             ToWorker::Empty => announcer.released(),
             ToWorker::GracefulShutdown { reason, .. } => debug!(?reason, "The relay drains"),
-            ToWorker::Want { n, band, age_ms } => {
-                let want = Want { n, band, age: Duration::from_millis(age_ms) };
+            ToWorker::Want { n, band, age_ms, received } => {
+                let want = Want { n, band, age: Duration::from_millis(age_ms), received };
                 self.core.capacity.wanted(self.key, want);
             }
             ToWorker::RegisterAck(_) | ToWorker::Request { .. } | ToWorker::Cancel { .. } => {

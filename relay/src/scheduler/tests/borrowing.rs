@@ -28,7 +28,7 @@ impl World {
 }
 
 fn want(worker: WorkerId, n: u32, age_ms: u64) -> Action {
-    Action::Want { worker, n, band: 0, age: Duration::from_millis(age_ms) }
+    Action::Want { worker, n, band: 0, age: Duration::from_millis(age_ms), received: 0 }
 }
 
 /// Whom the wants go to, and for how many slots.
@@ -145,7 +145,7 @@ fn wants_carry_the_next_requests_band_and_age_and_are_renewed_when_they_change()
     assert_eq!(world.wait_ms(100), []);
     assert_eq!(world.submit(Submission { band: 5, ..request(2) }), []);
     let age = Duration::from_millis(150);
-    assert_eq!(world.wait_ms(150), [Action::Want { worker: W1, n: 2, band: 5, age }]);
+    assert_eq!(world.wait_ms(150), [Action::Want { worker: W1, n: 2, band: 5, age, received: 0 }]);
     assert_eq!(world.wait_ms(250), [], "the worker counts on by itself");
     assert_eq!(world.leave(2), []);
     assert_eq!(world.wait_ms(250), [want(W1, 1, 750)]);
