@@ -1,12 +1,15 @@
 //! The load generator as a program: one line of JSON to standard output, progress to standard error.
 
 use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand};
-use dev_load::{Meter, Target, cancel, closed, hold, open, slow_reader, streams, upload};
+use dev_load::{
+    Meter, Target, cancel, closed, flood, handover, hold, open, slow_reader, streams, upload, workers,
+};
 use serde::Serialize;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
@@ -134,6 +137,64 @@ enum Command {
         #[command(flatten)]
         time: Time,
     },
+    /// Registers workers that only answer pings, until a line on standard input, a signal or the end of the time.
+    Workers {
+        #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..=MAX_CONNECTIONS))]
+        count: u64,
+        #[command(flatten)]
+        secret: Secret,
+        /// Model that they serve.
+        #[arg(long, default_value = "idle")]
+        serves: String,
+        /// Slots of each.
+        #[arg(long, default_value_t = 1)]
+        slots: u32,
+        /// Plain v1 workers, without any extension.
+        #[arg(long)]
+        v1: bool,
+        /// Seconds to hold them at most.
+        #[arg(long, default_value_t = 600.0)]
+        duration: f64,
+        /// Seconds in which all have to be registered.
+        #[arg(long, default_value_t = 60.0)]
+        open_within: f64,
+    },
+    /// Makes requests wait for a worker, and measures from when there is one.
+    Handover {
+        /// join or requeue.
+        #[arg(long, default_value = "join")]
+        when: handover::When,
+        #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+        requests: u32,
+        #[command(flatten)]
+        secret: Secret,
+    },
+    /// A plain v1 worker sends a long stream to a client that reads nothing.
+    Flood {
+        /// Megabytes (10⁶) of the stream.
+        #[arg(long, default_value_t = 400)]
+        megabytes: u64,
+        /// Seconds to read nothing once it is sent or cancelled.
+        #[arg(long, default_value_t = 2.0)]
+        pause: f64,
+        #[command(flatten)]
+        secret: Secret,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Secret {
+    /// File with the secret that workers show.
+    #[arg(long, value_name = "FILE")]
+    secret_file: PathBuf,
+}
+
+impl Secret {
+    fn read(&self) -> anyhow::Result<String> {
+        let text = std::fs::read_to_string(&self.secret_file);
+        let text = text.with_context(|| format!("read {}", self.secret_file.display()))?;
+        Ok(text.trim().to_owned())
+    }
 }
 
 #[derive(Debug, Args)]
@@ -284,6 +345,36 @@ async fn run(command: Command, target: &Target, meter: &Arc<Meter>) -> anyhow::R
                 ..upload::Options::default()
             };
             print(&upload::run(target, &options, meter).await)
+        }
+        Command::Workers { count, secret, serves, slots, v1, duration, open_within } => {
+            room_for(count)?;
+            let options = workers::Options {
+                count: count as usize,
+                secret: secret.read()?,
+                model: serves,
+                slots,
+                v1,
+                timeout: seconds(open_within)?,
+            };
+            let duration = seconds(duration)?;
+            let mut workers = workers::open(target, &options, meter).await;
+            print(&workers.report)?;
+            until_told(duration).await?;
+            print(&json!({"released": workers.report.registered, "lost": workers.lost()}))
+        }
+        Command::Handover { when, requests, secret } => {
+            let patience = Duration::from_secs(35);
+            let options = handover::Options { when, secret: secret.read()?, requests, patience };
+            print(&handover::run(target, &options, meter).await)
+        }
+        Command::Flood { megabytes, pause, secret } => {
+            let options = flood::Options {
+                secret: secret.read()?,
+                bytes: megabytes * 1_000_000,
+                pause: seconds(pause)?,
+                ..flood::Options::default()
+            };
+            print(&flood::run(target, &options, meter).await)
         }
     }
 }

@@ -72,6 +72,19 @@ impl Target {
         Ok(self)
     }
 
+    /// Asks for another model.
+    #[must_use]
+    pub fn asking_for(mut self, model: &str) -> Self {
+        model.clone_into(&mut self.model);
+        self
+    }
+
+    /// Returns where workers connect.
+    pub(crate) fn connect_url(&self) -> String {
+        let authority = self.authority.to_str().unwrap_or_default();
+        format!("ws://{authority}{}/v1/worker/connect", self.base)
+    }
+
     /// Returns a `GET` request without the target's headers, for the stub's own routes.
     pub(crate) fn get(&self, path: &str) -> Request<Full<Bytes>> {
         self.request(Method::GET, path, Bytes::new())
@@ -142,6 +155,10 @@ mod tests {
         assert_eq!(request.uri(), "/base/v1/x");
         assert_eq!(request.headers()["host"], "127.0.0.1:81");
         assert_eq!(request.headers()["x-a"], "b=c");
+        assert_eq!(target.connect_url(), "ws://127.0.0.1:81/base/v1/worker/connect");
+        let asking = target.clone().asking_for("other");
+        assert!(asking.body(false, &json!({})).starts_with(br#"{"messages":"#));
+        assert!(asking.body(false, &json!({})).windows(15).any(|part| part == br#""model":"other""#));
         assert!(target.with_header("no header").is_err());
     }
 }
