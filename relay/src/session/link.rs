@@ -698,8 +698,20 @@ fn convert_head(head: &codec::ResponseHead) -> Head {
             map.append(name, value);
         }
     }
+    let length = announced_length(&map);
     headers::strip_response(&mut map);
+    if let Some(length) = length {
+        map.insert(http::header::CONTENT_LENGTH, length.into());
+    }
     Head { status: headers::final_status(head.status), headers: map }
+}
+
+/// Returns the length that the backend announced: bytes pass unchanged, so it is true for the client as well, and a body
+/// that breaks off is seen to be short.
+fn announced_length(headers: &http::HeaderMap) -> Option<u64> {
+    let mut lengths = headers.get_all(http::header::CONTENT_LENGTH).iter();
+    let length = lengths.next()?.to_str().ok()?.parse().ok()?;
+    lengths.next().is_none().then_some(length)
 }
 
 #[allow(clippy::disallowed_methods, reason = "the ping carries a timestamp that people read in captures")]
