@@ -10,8 +10,10 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
+/// Gives memory back: what a burst of streams needed is the system's again within seconds.
+#[cfg(not(windows))]
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// Sets the number of threads by hand, as for any program of this runtime.
 const THREADS: &str = "TOKIO_WORKER_THREADS";

@@ -11,8 +11,10 @@ use modelrelay_worker::settings::{Settings, Source};
 use modelrelay_worker::telemetry;
 use tracing::{error, info};
 
+/// Gives memory back: what a burst of streams needed is the system's again within seconds.
+#[cfg(not(windows))]
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// Between looks at the files. Their folders may be swapped by symbolic links, so the content is compared.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
