@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Args;
@@ -15,23 +15,33 @@ use crate::{process, workspace};
 
 mod contender;
 mod load;
+mod machine;
 mod measure;
+mod rows;
 mod table;
 mod usage;
 
 use contender::Contender;
-use measure::Plan;
+use load::Load;
+use machine::Surroundings;
+use measure::{Part, Plan};
 use table::Figures;
 
 /// What `cargo xtask bench` can be told.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// One short round instead of five.
+    /// One short round instead of five: about two minutes.
     #[arg(long)]
     quick: bool,
     /// Rounds to take the median of.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: Option<u32>,
+    /// Only these parts of each round.
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "PART")]
+    only: Vec<Part>,
+    /// Seconds to wait, before each round, for others to leave the processors alone.
+    #[arg(long, value_name = "SECONDS", default_value_t = 20)]
+    patience: u64,
     /// Write every round's figures to this file as well.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -48,22 +58,32 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let (plan, rounds) =
         if options.quick { (Plan::quick(open_files), 1) } else { (Plan::full(open_files), 5) };
     let rounds = options.rounds.unwrap_or(rounds);
-    let mut figures = Figures::new(&measure::ALL);
+    let load_before = machine::load_average()?;
+    let mut figures = Figures::new(&rows::ALL);
+    let mut others = Vec::new();
     for round in 1..=rounds {
-        run_round(&plan, round, rounds, &binaries, &mut figures)?;
+        machine::wait_until_quiet(Duration::from_secs(options.patience))?;
+        eprintln!("round {round} of {rounds}");
+        let busy = machine::Watch::start()?;
+        run_round(&plan, &options.only, &binaries, &mut figures)?;
+        others.push(busy.others()?);
     }
-    let machine = machine()?;
-    println!("\n{machine}, median of {rounds} rounds, {:.0} s in all\n", watch.elapsed().as_secs_f64());
+    let surroundings = Surroundings { load_before, load_after: machine::load_average()?, others };
+    let machine = machine::describe()?;
+    println!("\n{machine}, median of {rounds} rounds, {:.0} s in all.", watch.elapsed().as_secs_f64());
+    println!("{}\n", surroundings.sentence());
     print!("{}", figures.markdown(&["direct", "nginx", "modelrelay"]));
     if let Some(file) = &options.json {
-        let report = json!({ "machine": machine, "rounds": rounds, "figures": figures.json() });
+        let report = json!({
+            "machine": machine, "surroundings": surroundings, "rounds": rounds, "figures": figures.json(),
+        });
         fs::write(file, format!("{report:#}\n")).with_context(|| format!("write {}", file.display()))?;
     }
     Ok(())
 }
 
-fn run_round(plan: &Plan, round: u32, rounds: u32, binaries: &Path, figures: &mut Figures) -> Result<()> {
-    // All of them new in each round, because memory is measured from the start of a process.
+/// Measures once, with processes that are new because memory is measured from their start.
+fn run_round(plan: &Plan, only: &[Part], binaries: &Path, figures: &mut Figures) -> Result<()> {
     let folder = tempfile::Builder::new().prefix("modelrelay-bench-").tempdir().context("create a folder")?;
     let (_stub, stub_url) = contender::stub(binaries, folder.path())?;
     let contenders = [
@@ -71,15 +91,9 @@ fn run_round(plan: &Plan, round: u32, rounds: u32, binaries: &Path, figures: &mu
         Contender::nginx(&stub_url, folder.path())?,
         Contender::modelrelay(&stub_url, folder.path(), binaries)?,
     ];
-    let load = load::Load { binary: binaries.join("dev-load"), folder: folder.path().to_owned(), stub_url };
-    let mut direct = None;
-    for contender in &contenders {
-        eprintln!("== round {round} of {rounds}: {}", contender.name);
-        let delays = measure::take(plan, contender, &load, direct.as_ref(), figures)
-            .with_context(|| format!("measure {}", contender.name))?;
-        direct.get_or_insert(delays);
-    }
-    Ok(())
+    let load = Load { binaries: binaries.to_owned(), folder: folder.path().to_owned(), stub_url };
+    let wanted = |part: &Part| only.is_empty() || only.contains(part);
+    Part::ALL.into_iter().filter(wanted).try_for_each(|part| part.take(plan, &contenders, &load, figures))
 }
 
 fn build() -> Result<PathBuf> {
@@ -97,14 +111,4 @@ fn raise_open_files() -> Result<u64> {
     let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
     setrlimit(Resource::Nofile, raised).context("raise the limit on open files")?;
     Ok(limit.maximum.unwrap_or(u64::MAX))
-}
-
-/// Returns the day and what runs here, for whoever reads the figures later.
-fn machine() -> Result<String> {
-    let day = process::capture("date", Command::new("date").args(["-u", "+%Y-%m-%d"]), || {})?;
-    let processors = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let mut names =
-        processors.lines().filter_map(|line| Some(line.strip_prefix("model name")?.split_once(':')?.1));
-    let first = names.next().map_or("processor unknown", str::trim);
-    Ok(format!("{}, {} cores of {first}", day.trim(), names.count() + 1))
 }

@@ -71,7 +71,8 @@ impl Stack<'_> {
         command
     }
 
-    fn secret(&self) -> PathBuf {
+    /// Returns the file with the secret that workers show.
+    pub(crate) fn secret(&self) -> PathBuf {
         self.folder.join("worker-secret")
     }
 }

@@ -1,7 +1,7 @@
 //! Who takes part: a stub backend, directly and through those that are compared.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -24,6 +24,7 @@ pub(crate) struct Contender {
     pub(crate) name: &'static str,
     /// Where the load goes.
     pub(crate) url: String,
+    /// The newest first.
     processes: Vec<Running>,
 }
 
@@ -63,6 +64,29 @@ impl Contender {
         Ok(Self { name: "modelrelay", url, processes })
     }
 
+    /// Whether there is anything to measure of it but its answers.
+    pub(crate) fn has_processes(&self) -> bool {
+        !self.processes.is_empty()
+    }
+
+    /// Reads what the part that clients talk to uses: the relay, or nginx.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub(crate) fn first_usage(&self) -> Result<Usage> {
+        self.processes.last().map_or_else(|| Ok(Usage::default()), |process| Usage::of_group(process.group()))
+    }
+
+    /// Reads what the part that talks to the backend uses: the worker, or nginx.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub(crate) fn last_usage(&self) -> Result<Usage> {
+        self.processes
+            .first()
+            .map_or_else(|| Ok(Usage::default()), |process| Usage::of_group(process.group()))
+    }
+
     /// Reads what its processes use.
     ///
     /// # Errors
@@ -72,6 +96,11 @@ impl Contender {
             .iter()
             .try_fold(Usage::default(), |sum, process| Ok(sum.plus(Usage::of_group(process.group())?)))
     }
+}
+
+/// Returns the file with the secret of a relay whose folder this is.
+pub(crate) fn secret_file(binaries: &Path, folder: &Path) -> PathBuf {
+    Stack { binaries, folder, slots: SLOTS }.secret()
 }
 
 /// Starts the stub backend and returns it with its URL.

@@ -1,9 +1,9 @@
 //! Runs the load generator and reads its reports.
 
+use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
-use std::{fs, thread};
 
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
@@ -20,8 +20,8 @@ const SETTLE_LIMIT: Duration = Duration::from_secs(60);
 /// The load generator.
 #[derive(Debug)]
 pub(crate) struct Load {
-    /// Its program.
-    pub(crate) binary: PathBuf,
+    /// Where its program and those of the contenders are.
+    pub(crate) binaries: PathBuf,
     /// For its reports.
     pub(crate) folder: PathBuf,
     /// The stub backend behind all contenders.
@@ -65,17 +65,20 @@ pub(crate) struct Uploads {
 }
 
 #[derive(Debug, Deserialize)]
+pub(crate) struct Flooded {
+    pub(crate) failure: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
 struct Whole {
     #[serde(default)]
     failed: u64,
 }
 
-/// Memory around a number of open streams that carry nothing.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Held {
-    pub(crate) idle: Usage,
-    pub(crate) open: Usage,
-    pub(crate) closed: Usage,
+/// A load that goes on until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Background {
+    _running: Running,
 }
 
 impl Load {
@@ -88,9 +91,22 @@ impl Load {
         contender: &Contender,
         arguments: &str,
     ) -> Result<(R, Usage)> {
+        self.run_watched(contender, arguments, || {})
+    }
+
+    /// As [`Load::run`], calling `look` many times a second.
+    ///
+    /// # Errors
+    /// As [`Load::run`].
+    pub(crate) fn run_watched<R: DeserializeOwned>(
+        &self,
+        contender: &Contender,
+        arguments: &str,
+        look: impl FnMut(),
+    ) -> Result<(R, Usage)> {
         let mut command = self.command(contender, arguments);
         let before = contender.usage()?;
-        let output = process::capture("dev-load", &mut command, || {})?;
+        let output = process::capture("dev-load", &mut command, look)?;
         let used = contender.usage()? - before;
         let whole: Whole =
             serde_json::from_str(&output).with_context(|| format!("read the report {output}"))?;
@@ -101,36 +117,43 @@ impl Load {
         Ok((report, used))
     }
 
-    /// Holds open streams, closes them, and returns the memory before, meanwhile and `settle` after.
+    /// Holds open streams, returns what the contender uses meanwhile, and closes them.
     ///
     /// # Errors
     /// When not all of them open, or they do not close.
-    pub(crate) fn hold(&self, contender: &Contender, streams: u64, settle: Duration) -> Result<Held> {
-        let idle = contender.usage()?;
-        let report = self.folder.join("held.json");
-        let mut command = self.command(contender, &format!("hold --duration 600 --streams {streams}"));
+    pub(crate) fn hold(&self, contender: &Contender, streams: u64) -> Result<Usage> {
+        let held = self.start(contender, &format!("hold --duration 600 --streams {streams}"))?;
+        let open = contender.usage()?;
+        drop(held);
+        let none_running = format!("{}/stub/running?n=0", self.stub_url);
+        clock::poll("closed streams", Duration::from_millis(50), SETTLE_LIMIT, || {
+            Ok(chat::answers(&none_running))
+        })?;
+        Ok(open)
+    }
+
+    /// Starts a load that reports when it is up and then goes on.
+    ///
+    /// # Errors
+    /// When it does not come up whole.
+    pub(crate) fn start(&self, contender: &Contender, arguments: &str) -> Result<Background> {
+        let report = self.folder.join("background.json");
+        let mut command = self.command(contender, arguments);
         let mut running = Running::start_logged("dev-load", &mut command, &report)?;
-        let line = clock::poll("open streams", Duration::from_millis(50), OPEN_LIMIT, || {
+        let line = clock::poll("the load to come up", Duration::from_millis(50), OPEN_LIMIT, || {
             running.check_alive()?;
             let text = fs::read_to_string(&report).context("read the report")?;
             Ok(text.split_once('\n').map(|(line, _)| line.to_owned()))
         })?;
         let whole: Whole = serde_json::from_str(&line).with_context(|| format!("read the report {line}"))?;
         if whole.failed > 0 {
-            bail!("not all streams opened: {line}");
+            bail!("dev-load {arguments} did not come up whole: {line}");
         }
-        let open = contender.usage()?;
-        drop(running);
-        let none_running = format!("{}/stub/running?n=0", self.stub_url);
-        clock::poll("closed streams", Duration::from_millis(50), SETTLE_LIMIT, || {
-            Ok(chat::answers(&none_running))
-        })?;
-        thread::sleep(settle);
-        Ok(Held { idle, open, closed: contender.usage()? })
+        Ok(Background { _running: running })
     }
 
     fn command(&self, contender: &Contender, arguments: &str) -> Command {
-        let mut command = Command::new(&self.binary);
+        let mut command = Command::new(self.binaries.join("dev-load"));
         command.args(["--quiet", "--url", &contender.url]).args(arguments.split_whitespace());
         command
     }

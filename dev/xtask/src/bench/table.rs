@@ -37,6 +37,7 @@ impl Goal {
         let judged = |met: Option<bool>| match met {
             Some(true) => ", met",
             Some(false) => ", **missed**",
+            None if ours.is_some() => ", cannot be told",
             None => "",
         };
         match self {
@@ -67,24 +68,31 @@ impl Figures {
         row.expect("the table has a row for each measure").1.entry(contender).or_default().push(value);
     }
 
-    /// Writes the medians as a Markdown table, with the ratio of the last contender to the one before it.
+    /// Writes the medians as a Markdown table, with the ratios of the last contender to each of the others.
+    /// Goals that are ratios are those to the one before it.
     pub(crate) fn markdown(&self, contenders: &[&'static str]) -> String {
-        let [.., base, ours] = contenders else { return String::new() };
-        let mut text = format!("| measure | {} | {ours} / {base} | goal |\n", contenders.join(" | "));
-        text += &format!("|---|{}--:|---|\n", "--:|".repeat(contenders.len()));
-        for (measure, values) in &self.rows {
+        let Some((ours, others)) = contenders.split_last() else { return String::new() };
+        let ratios: Vec<String> = others.iter().map(|other| format!("{ours} / {other}")).collect();
+        let mut text = format!("| measure | {} | {} | goal |\n", contenders.join(" | "), ratios.join(" | "));
+        text += &format!("|---|{}---|\n", "--:|".repeat(contenders.len() + others.len()));
+        for (measure, values) in self.rows.iter().filter(|(_, values)| !values.is_empty()) {
             let of = |name: &str| values.get(name).and_then(|values| median(values));
+            let ratio = |other: &str| {
+                // Delays that a contender adds are differences, which noise may turn around.
+                let (ours, other) = of(ours).zip(of(other)).filter(|(_, other)| *other > 0.0)?;
+                (measure.unit != TIMES).then_some(ours / other)
+            };
+            let figures = contenders.iter().map(|name| of(name).map(cell));
+            let ratios = others.iter().map(|other| ratio(other).map(|ratio| format!("{ratio:.2}")));
             let cells: Vec<String> =
-                contenders.iter().map(|name| of(name).map_or_else(|| "–".into(), cell)).collect();
-            let ratio =
-                of(ours).zip(of(base)).filter(|(_, base)| *base > 0.0).map(|(ours, base)| ours / base);
+                figures.chain(ratios).map(|cell| cell.unwrap_or_else(|| "–".to_owned())).collect();
+            let base = others.last().and_then(|base| ratio(base));
             text += &format!(
-                "| {}, {} | {} | {} | {} |\n",
+                "| {}, {} | {} | {} |\n",
                 measure.name,
                 measure.unit,
                 cells.join(" | "),
-                ratio.map_or_else(|| "–".to_owned(), |ratio| format!("{ratio:.2}")),
-                measure.goal.cell(of(ours), ratio),
+                measure.goal.cell(of(ours), base),
             );
         }
         text
@@ -99,6 +107,9 @@ impl Figures {
         rows.collect()
     }
 }
+
+/// The unit of what is a ratio itself.
+const TIMES: &str = "×";
 
 fn median(values: &[f64]) -> Option<f64> {
     let mut sorted = values.to_vec();
@@ -125,18 +136,28 @@ mod tests {
     fn table_holds_medians_ratios_and_verdicts_in_the_order_of_its_rows() {
         let speed = Measure { name: "speed", unit: "req/s", goal: Goal::RatioAtLeast(0.6) };
         let delay = Measure { name: "delay", unit: "ms", goal: Goal::AtMost(0.5) };
-        let mut figures = Figures::new(&[speed, delay]);
+        let added = Measure { name: "added", unit: "ms", goal: Goal::RatioAtMost(2.0) };
+        let memory = Measure { name: "memory", unit: "×", goal: Goal::AtMost(1.5) };
+        let none = Measure { name: "none", unit: "ms", goal: Goal::Any };
+        let mut figures = Figures::new(&[speed, delay, added, none, memory]);
         for value in [9.0, 1.0, 5.0] {
+            figures.add(speed, "direct", value * 200.0);
             figures.add(speed, "nginx", value * 100.0);
             figures.add(speed, "modelrelay", value * 50.0);
         }
         figures.add(delay, "modelrelay", 0.25);
+        figures.add(added, "nginx", -0.1);
+        figures.add(added, "modelrelay", 0.2);
+        figures.add(memory, "nginx", 1.0);
+        figures.add(memory, "modelrelay", 2.0);
         assert_eq!(
             figures.markdown(&["direct", "nginx", "modelrelay"]),
-            "| measure | direct | nginx | modelrelay | modelrelay / nginx | goal |\n\
-             |---|--:|--:|--:|--:|---|\n\
-             | speed, req/s | – | 500 | 250 | 0.50 | ≥ 0.6×, **missed** |\n\
-             | delay, ms | – | – | 0.250 | – | ≤ 0.5, met |\n"
+            "| measure | direct | nginx | modelrelay | modelrelay / direct | modelrelay / nginx | goal |\n\
+             |---|--:|--:|--:|--:|--:|---|\n\
+             | speed, req/s | 1000 | 500 | 250 | 0.25 | 0.50 | ≥ 0.6×, **missed** |\n\
+             | delay, ms | – | – | 0.250 | – | – | ≤ 0.5, met |\n\
+             | added, ms | – | -0.100 | 0.200 | – | – | ≤ 2×, cannot be told |\n\
+             | memory, × | – | 1.00 | 2.00 | – | – | ≤ 1.5, **missed** |\n"
         );
     }
 

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
+use crate::clock::Stopwatch;
+
 /// Processor time and memory of all processes of one or more groups.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Usage {
@@ -44,6 +46,38 @@ impl Usage {
         Ok(usage)
     }
 }
+
+/// The most memory that was in use, looked at ten times a second.
+#[derive(Debug, Default)]
+pub(crate) struct Peak {
+    last: Option<Stopwatch>,
+    memory_bytes: u64,
+}
+
+impl Peak {
+    /// Looks, unless it has just done so. Who cannot be read has ended, which whoever waits for it reports.
+    pub(crate) fn look(&mut self, usage: impl FnOnce() -> Result<Usage>) {
+        if self.last.is_some_and(|last| last.elapsed() < LOOK_INTERVAL) {
+            return;
+        }
+        self.last = Some(Stopwatch::start());
+        if let Ok(usage) = usage() {
+            self.memory_bytes = self.memory_bytes.max(usage.memory_bytes);
+        }
+    }
+
+    /// Returns the most bytes that were seen.
+    pub(crate) fn memory_bytes(&self) -> u64 {
+        self.memory_bytes
+    }
+
+    /// Returns by how many bytes that is more than before.
+    pub(crate) fn above(&self, before: Usage) -> f64 {
+        self.memory_bytes.saturating_sub(before.memory_bytes) as f64
+    }
+}
+
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
 impl Sub<Self> for Usage {
     type Output = Self;
@@ -105,6 +139,15 @@ mod tests {
     fn proportional_memory_is_read_in_kib() {
         let text = "55d0-7ffc ---p 00000000 00:00 0 [rollup]\nRss:  900 kB\nPss:  512 kB\nPss_Anon: 1 kB\n";
         assert_eq!(proportional_kib(text), Some(512));
+    }
+
+    #[test]
+    fn peak_is_the_most_that_was_seen_above_what_was_before() {
+        let usage = |memory_bytes| Usage { memory_bytes, ..Usage::default() };
+        let mut peak = Peak::default();
+        peak.look(|| Ok(usage(500)));
+        assert_eq!((peak.memory_bytes(), peak.above(usage(100)), peak.above(usage(600))), (500, 400.0, 0.0));
+        peak.look(|| unreachable!("it has just looked"));
     }
 
     #[test]
