@@ -33,6 +33,9 @@ use crate::session::{Close, Session};
 /// How often time limits of running requests are checked.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(250);
 
+/// Requests for which there is room at all times.
+const KEPT_CAPACITY: usize = 256;
+
 /// Limits of time for requests that run.
 #[derive(Clone, Copy, Debug)]
 pub struct RunLimits {
@@ -444,6 +447,10 @@ impl Dispatcher {
             .iter()
             .filter_map(|(key, running)| running.over(now, limits).map(|error| (*key, error)))
             .collect();
+        // What a burst needed is given back.
+        if inner.requests.len() < inner.requests.capacity() / 8 {
+            inner.requests.shrink_to(KEPT_CAPACITY);
+        }
         for (request, error) in over {
             self.expire(&mut inner, request, &CancelReason::Timeout, error);
         }
