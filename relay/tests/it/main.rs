@@ -11,6 +11,7 @@ mod credentials;
 mod drain;
 mod errors;
 mod keys;
+mod metrics;
 mod models;
 mod ours;
 mod queue;

@@ -3,6 +3,7 @@
 #![allow(clippy::disallowed_methods, reason = "tasks belong to the values that abort them")]
 
 mod client;
+pub mod metrics_table;
 pub mod ours;
 mod relay;
 pub mod v1;

@@ -5,6 +5,10 @@
 mod backend;
 mod cancel;
 mod drain;
+mod metrics;
+#[path = "../../../relay/tests/it/support/metrics_table.rs"]
+#[allow(unreachable_pub, reason = "the relay's tests share it")]
+mod metrics_table;
 mod program;
 mod relays;
 mod streams;

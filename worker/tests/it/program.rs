@@ -19,7 +19,8 @@ fn program() -> Command {
     command
 }
 
-async fn get(address: std::net::SocketAddr, path: &str) -> String {
+/// What the operations port answers, head and body.
+pub(crate) async fn get(address: std::net::SocketAddr, path: &str) -> String {
     let mut tcp = TcpStream::connect(address).await.unwrap();
     let request = format!("GET {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n");
     tcp.write_all(request.as_bytes()).await.unwrap();
