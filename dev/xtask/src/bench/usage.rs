@@ -28,7 +28,7 @@ impl Usage {
     /// Reads what the processes of a group use now.
     ///
     /// # Errors
-    /// When the group has no process, or `/proc` cannot be read.
+    /// When the group has no process, or nothing of its memory can be read.
     pub(crate) fn of_group(group: u32) -> Result<Self> {
         let mut members = 0;
         let mut usage = Self::default();
@@ -38,10 +38,13 @@ impl Usage {
             let Some(stat) = Stat::parse(&stat).filter(|stat| stat.group == group) else { continue };
             members += 1;
             let processor = Duration::from_secs(stat.ticks) / ticks_per_second();
-            usage = usage.plus(Self { processor, memory_bytes: memory_bytes(&entry.path())? });
+            usage = usage.plus(Self { processor, memory_bytes: memory_bytes(&entry.path()) });
         }
         if members == 0 {
             bail!("process group {group} is gone");
+        }
+        if usage.memory_bytes == 0 {
+            bail!("the memory of process group {group} cannot be read from /proc");
         }
         Ok(usage)
     }
@@ -94,12 +97,10 @@ fn ticks_per_second() -> u32 {
     u32::try_from(rustix::param::clock_ticks_per_second()).expect("a clock has few ticks a second")
 }
 
-fn memory_bytes(process: &Path) -> Result<u64> {
-    let path = process.join("smaps_rollup");
-    let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
-    proportional_kib(&text)
-        .map(|kib| kib * 1024)
-        .with_context(|| format!("{} has no Pss line", path.display()))
+/// One that ends, or is just being made, has no memory of its own.
+fn memory_bytes(process: &Path) -> u64 {
+    let text = fs::read_to_string(process.join("smaps_rollup")).unwrap_or_default();
+    proportional_kib(&text).unwrap_or(0) * 1024
 }
 
 fn proportional_kib(text: &str) -> Option<u64> {
@@ -126,6 +127,7 @@ mod tests {
     use std::process::Command;
 
     use super::*;
+    use crate::clock;
     use crate::process::Running;
 
     #[test]
@@ -155,8 +157,10 @@ mod tests {
         let mut command = Command::new("sh");
         command.args(["-c", "sleep 60 & wait"]);
         let running = Running::start("two processes", &mut command).unwrap();
-        let usage = Usage::of_group(running.group()).unwrap();
-        assert!(usage.memory_bytes > 0);
+        let usage = clock::poll("memory", Duration::from_millis(1), Duration::from_secs(10), || {
+            Ok(Usage::of_group(running.group()).ok())
+        });
+        assert!(usage.unwrap().memory_bytes > 0);
         let group = running.group();
         drop(running);
         assert!(Usage::of_group(group).is_err());
