@@ -18,6 +18,28 @@
 //! frame for a request is `Response` with `HEAD`, or `Failed`; the last is `Response` with `END`, `Failed` or `Cancelled`.
 //! `REGRANT` is set on a last frame only: the slot is lent to this relay again. A relay that sent `Cancel` ignores what
 //! comes for that stream until the last frame.
+//!
+//! Bits of `flags` from the lowest: `END` 1, `STREAMING` 2, `HEAD` 4, `USAGE` 8, `REGRANT` 16; others are 0 and ignored.
+//! Codes and reasons stand in the order in which [`FailureCode`] and [`CancelReason`] list them, from 1 on; reason 0 is any
+//! other. Hop-by-hop headers are left out on both ways, trailers are not carried, and a name may stand there twice
+//! (`set-cookie`). `content-length` of a response may stay, as bytes pass unchanged.
+//!
+//! ```
+//! use modelrelay_protocol::codec::{StreamId, encode_response};
+//!
+//! let headers = [(&b"age"[..], &b"1"[..])];
+//! let frame = encode_response(StreamId(7), Some((200, headers.into_iter())), b"hi", true, None, true)?;
+//! let by_hand = [
+//!     &[5, 1 | 4 | 16][..],      // Response: END, HEAD, REGRANT
+//!     &[0, 0, 0, 7],             // stream
+//!     &[0, 200, 0, 1],           // status, number of headers
+//!     &[0, 3], b"age",           // name
+//!     &[0, 0, 0, 1], b"1",       // value
+//!     b"hi",                     // the rest is body
+//! ];
+//! assert_eq!(frame, by_hand.concat());
+//! # Ok::<(), modelrelay_protocol::codec::DecodeError>(())
+//! ```
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 

@@ -2,6 +2,10 @@
 //!
 //! Each message is one object in one text frame, tagged by `"type"`. Unknown fields are ignored, unknown types are
 //! reported by name so that the session can decide: fatal between plain v1 peers, skipped where extensions are in force.
+//!
+//! An optional field that has nothing to say is left out, never `null`; extensions add only such fields to messages of the
+//! base, so to a plain v1 peer each message has exactly the fields that it knows. [`ToRelay`] and [`ToWorker`] list all
+//! messages, their variants' names in snake case being the types. The [crate] says who may send which, and when.
 
 use std::collections::BTreeMap;
 
@@ -435,7 +439,8 @@ fn decode<'de, T: Deserialize<'de>>(text: &'de str, known: &[&str]) -> Result<T,
 
 /// Encodes a message as the text of one frame.
 pub fn encode(message: &impl Serialize) -> String {
-    serde_json::to_string(message).expect("messages hold only strings, numbers, lists and maps with string keys")
+    serde_json::to_string(message)
+        .expect("messages hold only strings, numbers, lists and maps with string keys")
 }
 
 /// Sanitises a model list: trims, drops empties and exact repeats in first-seen order, keeps case.
