@@ -51,8 +51,9 @@
 //! - **A relay without credits** (plain v1) has a fixed part, set aside for it as long as it is connected.
 //! - No relay has more than the `max_concurrent` of its `register_ack`.
 //!
-//! `load` says `idle_elsewhere` when that turns, and at once only to a relay that wants or lately wanted; to others at
-//! most every 250 ms. So a worker with one slot does not tell every relay of every request.
+//! `load` says `idle_elsewhere` when that turns, and at once only to a relay that wants or lately wanted. Others are told
+//! that slots lie idle after 250 ms at the latest, and that none do any more after five seconds. So a worker with one slot
+//! does not tell every relay of every request.
 //!
 //! # What a relay does
 //! It dispatches while it has credits. When requests wait that a worker could serve, it asks as many workers with idle
@@ -75,8 +76,13 @@ use self::account::{Account, Claim, Phase};
 /// granted for a want count as about to be spent.
 pub const RECALL_LIMIT: Duration = Duration::from_secs(2);
 
-/// The least time between two reports to a relay that wants nothing, and between two wants of a relay to a worker.
+/// The least time between two wants of a relay to a worker, and before a relay that wants nothing is told that slots lie
+/// idle elsewhere.
 pub const RENEWAL_INTERVAL: Duration = Duration::from_millis(250);
+
+/// How long a relay that wants nothing may go on believing that slots lie idle elsewhere. It costs a round trip to find
+/// out, and this bounds the reports that nobody needs.
+pub const BELIEF_LIMIT: Duration = Duration::from_secs(5);
 
 /// Names one session at the worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Instant;
 
-use super::{Lending, NotRecalled, RECALL_LIMIT, RENEWAL_INTERVAL, Shared, Terms};
+use super::{BELIEF_LIMIT, Lending, NotRecalled, RECALL_LIMIT, RENEWAL_INTERVAL, Shared, Terms};
 
 /// How far a session has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -207,7 +207,8 @@ impl Account {
         let at_once = shared.relays != self.told.relays
             || self.claim.is_some()
             || self.wanted_at.is_some_and(|at| now < at + RECALL_LIMIT);
-        let due = self.told_at.map_or(now, |at| at + RENEWAL_INTERVAL);
+        let patience = if shared.idle_elsewhere { RENEWAL_INTERVAL } else { BELIEF_LIMIT };
+        let due = self.told_at.map_or(now, |at| at + patience);
         if !at_once && now < due {
             self.report_due = Some(due);
             return false;

@@ -44,9 +44,10 @@ impl Desk {
                 desk.answer(action);
             }
         }
-        desk.wait(1000);
+        // What there was to tell has been told, long ago.
+        desk.wait(6000);
         desk.arbiter.handle_timeout(desk.now);
-        desk.wait(1000);
+        desk.wait(6000);
         desk
     }
 
@@ -426,7 +427,7 @@ fn idle_slots_elsewhere_are_told_when_that_turns() {
 }
 
 #[test]
-fn who_wants_nothing_is_told_at_most_four_times_a_second() {
+fn who_wants_nothing_is_told_twice_in_five_seconds_at_most() {
     let mut desk = Desk::new(1, &[A, B]);
     let mut told = 0;
     // A thousand requests in ten seconds.
@@ -438,9 +439,9 @@ fn who_wants_nothing_is_told_at_most_four_times_a_second() {
         desk.wait(5);
         told += reports(desk.arbiter.handle_timeout(desk.now)).len();
     }
-    desk.wait(250);
+    desk.wait(5000);
     told += reports(desk.arbiter.handle_timeout(desk.now)).len();
-    assert!((2..=41).contains(&told), "{told}");
+    assert!((2..=6).contains(&told), "{told}");
     assert_eq!(desk.arbiter.told(B), Shared { relays: 2, idle_elsewhere: true }, "the last word is true");
     assert_eq!(desk.arbiter.poll_timeout(), None);
 }

@@ -7,6 +7,7 @@
 //!
 //! Workers that have no other relay are not looked at, so with one replica nothing here costs anything.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
@@ -99,6 +100,27 @@ impl Borrowing {
         mix(identity ^ self.replica.map_or(0, |replica| replica.seed))
     }
 
+    /// An idle slot was gone, or did not come.
+    fn note_miss(&mut self) {
+        self.misses = (self.misses + 1).min(MOST_DOUBLINGS);
+    }
+
+    /// Whether a worker was asked for an idle slot long ago.
+    fn hears_nothing(&self, now: Instant) -> bool {
+        self.asked
+            .iter()
+            .filter_map(|worker| self.lenders.get(worker))
+            .any(|lender| lender.idle_elsewhere && lender.open.is_some_and(|open| !open.is_fresh(now)))
+    }
+
+    /// Changes with each renewal, and is different in each replica.
+    fn turn(&self, now: Instant) -> u64 {
+        self.replica.map_or(0, |replica| {
+            let turns = now.saturating_duration_since(replica.at).as_nanos() / RENEWAL_INTERVAL.as_nanos();
+            mix(replica.seed ^ u64::try_from(turns).unwrap_or(0))
+        })
+    }
+
     /// Puts a worker in its place among those that all replicas ask in this round.
     fn draw(&self, identity: u64, now: Instant) -> u64 {
         let round = self.replica.map_or(0, |replica| {
@@ -119,19 +141,28 @@ impl Scheduler {
     pub(super) fn slots_shared(&mut self, worker: WorkerId, relays: u32, idle_elsewhere: bool) {
         let Some(index) = self.workers.find(worker) else { return };
         if relays <= 1 || self.workers[index].draining {
-            return self.forget_lender(index);
+            return self.dismiss_lender(index);
         }
         let borrowing = &mut self.borrowing;
         let lender = borrowing.lenders.entry(index).or_default();
-        if lender.idle_elsewhere && !idle_elsewhere && lender.open.is_some() {
-            borrowing.misses = (borrowing.misses + 1).min(MOST_DOUBLINGS);
-        }
+        let missed = lender.idle_elsewhere && !idle_elsewhere && lender.open.is_some();
         lender.idle_elsewhere = idle_elsewhere;
+        if missed {
+            borrowing.note_miss();
+        }
         borrowing.dirty = true;
         self.list_lender(index);
     }
 
-    /// A worker is lost, drains, or shares its slots with nobody any more.
+    /// A worker drains, or shares its slots with nobody any more.
+    pub(super) fn dismiss_lender(&mut self, worker: WorkerIx) {
+        if self.borrowing.asked.contains(&worker) {
+            self.withdraw_want(worker);
+        }
+        self.forget_lender(worker);
+    }
+
+    /// A worker is lost.
     pub(super) fn forget_lender(&mut self, worker: WorkerIx) {
         self.unlist_lender(worker);
         if self.borrowing.lenders.remove(&worker).is_some() {
@@ -217,6 +248,10 @@ impl Scheduler {
 
     fn plan(&mut self, now: Instant) {
         self.borrowing.dirty = false;
+        let is_due = self.borrowing.due.is_none_or(|due| due <= now);
+        if is_due && self.borrowing.hears_nothing(now) {
+            self.borrowing.note_miss();
+        }
         for uncovered in self.uncovered(now) {
             let mut left = self.ask_idle(&uncovered, now);
             if left > 0 {
@@ -226,7 +261,7 @@ impl Scheduler {
                 self.ask_all(uncovered.model, now);
             }
         }
-        if self.borrowing.due.is_none_or(|due| due <= now) {
+        if is_due {
             self.renew(now);
             self.borrowing.due = Some(now + RENEWAL_INTERVAL);
         }
@@ -303,15 +338,33 @@ impl Scheduler {
             return;
         }
         self.borrowing.claimed.insert(model, now);
-        for worker in self.drawn(model, now) {
+        for (worker, claim) in self.claims(model, now) {
             let lender = &self.borrowing.lenders[&worker];
-            if lender.open.is_none()
-                && lender.may_be_asked(now)
-                && let Some(shortage) = self.shortage(worker, now)
-            {
-                self.want(worker, shortage, now);
+            if lender.open.is_none() && lender.may_be_asked(now) && self.shortage(worker, now).is_some() {
+                self.want(worker, claim, now);
             }
         }
+    }
+
+    /// What busy workers are asked for: each stands for another of the requests that wait, the first of them first.
+    /// Were the oldest claimed everywhere, all slots that come free until the wants are renewed would come here,
+    /// however few of the requests are older than those of another replica.
+    fn claims(&self, model: ModelIx, now: Instant) -> Vec<(WorkerIx, Shortage)> {
+        let mut workers = self.drawn(model, now);
+        let turn = self.borrowing.turn(now);
+        workers.sort_unstable_by_key(|&worker| mix(self.workers[worker].spot ^ turn));
+        let queue = &self.models[model].queue;
+        let requests = queue.first(workers.len());
+        if requests.is_empty() {
+            return Vec::new();
+        }
+        let most = workers.len();
+        let lacking = u32::try_from(queue.len().div_ceil(most)).unwrap_or(u32::MAX);
+        let claim = |(at, worker): (usize, WorkerIx)| {
+            let (Reverse(band), request) = requests[at * requests.len() / most];
+            (worker, Shortage { lacking, band, submitted: self.requests[&request].submitted })
+        };
+        workers.into_iter().enumerate().map(claim).collect()
     }
 
     /// The workers at which all replicas that lack slots for a model claim them.
@@ -329,22 +382,30 @@ impl Scheduler {
 
     /// Brings wants that are old enough up to date.
     fn renew(&mut self, now: Instant) {
-        let mut drawn: BTreeSet<WorkerIx> = BTreeSet::new();
+        let mut claims: BTreeMap<WorkerIx, Shortage> = BTreeMap::new();
         for model in self.models.waited_for() {
-            drawn.extend(self.drawn(model, now));
+            for (worker, claim) in self.claims(model, now) {
+                let rank = |claim: &Shortage| (claim.band, Reverse(claim.submitted));
+                let best = claims.entry(worker).or_insert(claim);
+                if rank(&claim) > rank(best) {
+                    *best = claim;
+                }
+            }
         }
         for worker in self.borrowing.asked.clone() {
             let lender = &self.borrowing.lenders[&worker];
             let Some(open) = lender.open.filter(|_| lender.may_be_asked(now)) else { continue };
-            let claims = lender.idle_elsewhere || drawn.contains(&worker);
-            let Some(shortage) = self.shortage(worker, now).filter(|_| claims) else {
+            let shortage = self.shortage(worker, now).and_then(|shortage| {
+                // An idle slot was asked for once, whatever else waits.
+                let idle = Shortage { lacking: open.n.min(shortage.lacking), ..shortage };
+                if lender.idle_elsewhere { Some(idle) } else { claims.get(&worker).copied() }
+            });
+            let Some(Shortage { lacking, band, submitted }) = shortage else {
                 self.withdraw_want(worker);
                 continue;
             };
-            // An idle slot was asked for once, whatever else waits.
-            let n = if lender.idle_elsewhere { open.n.min(shortage.lacking) } else { shortage.lacking };
-            if (n, shortage.band, shortage.submitted) != (open.n, open.band, open.submitted) {
-                self.want(worker, Shortage { lacking: n, ..shortage }, now);
+            if (lacking, band, submitted) != (open.n, open.band, open.submitted) {
+                self.want(worker, Shortage { lacking, band, submitted }, now);
             }
         }
     }

@@ -59,7 +59,7 @@ impl Scheduler {
     pub(super) fn draining(&mut self, worker: WorkerId, now: Instant) {
         let Some(index) = self.workers.find(worker) else { return };
         self.workers[index].draining = true;
-        self.forget_lender(index);
+        self.dismiss_lender(index);
         self.regroup(index, now);
     }
 

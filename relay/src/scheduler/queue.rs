@@ -127,6 +127,26 @@ impl Queue {
         lanes.filter_map(|lane| lane.first(true, |_| true)).min()
     }
 
+    /// The requests that come first by band and age, in that order, up to `most`.
+    pub(super) fn first(&self, most: usize) -> Vec<(Reverse<i32>, RequestKey)> {
+        let mut first = Vec::new();
+        for (&band, lanes) in &self.bands {
+            let left = most - first.len();
+            let mut oldest: Vec<RequestKey> = lanes
+                .values()
+                .flat_map(|lane| &lane.0)
+                .flat_map(|kind| kind.iter().take(left))
+                .copied()
+                .collect();
+            oldest.sort_unstable();
+            first.extend(oldest.into_iter().take(left).map(|request| (band, request)));
+            if first.len() == most {
+                break;
+            }
+        }
+        first
+    }
+
     /// The request that a free worker takes next. Costs a step for each tenant in the highest band.
     pub(super) fn next(
         &self,

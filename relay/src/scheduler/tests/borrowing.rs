@@ -120,10 +120,9 @@ fn a_slot_that_came_too_late_is_declined() {
     world.submit(request(2));
     world.wait_ms(250);
     assert_eq!(dispatched(&world.grant(W1, 1)), [1]);
-    // Two are wanted of each; one request waits.
     let said = world.grant(W2, 2);
     assert_eq!(dispatched(&said), [2]);
-    assert_eq!(wanted(&said), [(W1, 0), (W2, 0)]);
+    assert_eq!(wanted(&said), [(W2, 0)]);
     assert_eq!(workers(&world.submit(request(3))), [W2], "and stays of use");
 }
 
@@ -171,6 +170,42 @@ fn workers_that_drain_or_are_lost_are_asked_nothing() {
     assert_eq!(wanted(&world.submit(request(1))), [(W3, 1)]);
     assert_eq!(wanted(&world.lose(W3)), []);
     assert_eq!(wanted(&world.leave(1)), []);
+}
+
+#[test]
+fn each_want_at_a_busy_worker_stands_for_another_of_the_requests() {
+    let mut world = World::sharing([W1, W2, W3]);
+    for worker in [W1, W2, W3] {
+        world.share(worker, false);
+    }
+    world.submit(request(1));
+    world.wait_ms(10);
+    world.submit(Submission { band: 1, ..request(2) });
+    world.wait_ms(10);
+    for key in 3..=6 {
+        world.submit(request(key));
+    }
+    let said = world.wait_ms(230);
+    let mut claims: Vec<(u32, i32, u128)> = said
+        .iter()
+        .filter_map(|action| match action {
+            Action::Want { n, band, age, .. } => Some((*n, *band, age.as_millis())),
+            Action::Dispatch { .. } | Action::Reject { .. } | Action::Cancel { .. } => None,
+        })
+        .collect();
+    claims.sort_unstable();
+    assert_eq!(claims, [(2, 0, 230), (2, 0, 250), (2, 1, 240)], "six requests, two for each worker");
+}
+
+#[test]
+fn wants_are_withdrawn_where_they_mean_nothing_any_more() {
+    let mut world = World::sharing([W1, W2]);
+    world.share(W1, false);
+    world.share(W2, false);
+    world.submit(request(1));
+    assert_eq!(wanted(&world.drain(W1)), [(W1, 0)]);
+    let alone = Event::SlotsShared { worker: W2, relays: 1, idle_elsewhere: false };
+    assert_eq!(wanted(&world.handle(alone)), [(W2, 0)]);
 }
 
 #[test]
