@@ -1,0 +1,119 @@
+//! Single questions, asked of worlds without faults.
+
+use super::clock::{MS, SECOND, Time};
+use super::world::{Messages, Setup, Stream, World};
+
+const ONE_WAY: Time = 20 * MS;
+const ROUND_TRIP: Time = 2 * ONE_WAY;
+
+fn world(relays: usize, workers: usize, slots: (u32, u32), service: Time, seed: u64) -> World {
+    let latency = (ONE_WAY, ONE_WAY);
+    let mut world = World::new(Setup { workers, slots, service, latency, ..Setup::new(seed) });
+    for _ in 0..relays {
+        world.add_relay(SECOND);
+    }
+    world.run_until(5 * SECOND);
+    world.messages = Messages::default();
+    world
+}
+
+#[test]
+fn one_relay_needs_no_message_that_plain_v1_would_not() {
+    let mut world = world(1, 5, (1, 8), SECOND, 1);
+    world.add_stream(Stream { every: 30 * MS, weights: vec![1], band: 0, until: 120 * SECOND });
+    world.run_until(120 * SECOND);
+    assert!(world.ends.answered > 1000, "{:?}", world.ends);
+    assert_eq!(world.messages, Messages::default(), "grants came with the registration");
+    world.check_end();
+}
+
+#[test]
+fn a_one_slot_worker_follows_its_requests_from_relay_to_relay() {
+    let mut world = world(3, 1, (1, 1), 100 * MS, 2);
+    let mut last = None;
+    let mut moved = 0;
+    for _ in 0..1000 {
+        let relay = world.random.index(3);
+        world.submit(relay, 0, 100 * MS, 0);
+        world.run_until(world.now + SECOND);
+        let dispatched = world.dispatched.last().expect("it was dispatched");
+        let added = dispatched.at - dispatched.arrived;
+        if last == Some(relay) {
+            assert_eq!(added, 0, "the slot is here");
+        } else {
+            assert!(added <= 2 * ROUND_TRIP, "{added} ns");
+            moved += 1;
+        }
+        last = Some(relay);
+    }
+    assert_eq!(world.ends.answered, 1000);
+    let Messages { wants, withdrawals, recalls, returns, grants, reports } = world.messages;
+    // The first slot may have been where the first request came.
+    assert!(wants == recalls && recalls == returns && returns == grants && moved - wants <= 1);
+    assert_eq!(withdrawals, 0);
+    assert!(reports <= 4 * 1000, "{reports}");
+    world.check_end();
+}
+
+/// How much later the youngest had arrived of those that overtook a request, for each request, in order.
+fn overtaking(world: &World, from: Time) -> Vec<Time> {
+    let mut youngest: Time = 0;
+    let mut overtaken = Vec::new();
+    for one in world.dispatched.iter().filter(|one| one.arrived >= from) {
+        overtaken.push(youngest.saturating_sub(one.arrived));
+        youngest = youngest.max(one.arrived);
+    }
+    overtaken.sort_unstable();
+    overtaken
+}
+
+#[test]
+fn when_all_is_busy_requests_go_in_the_order_of_arrival_over_all_relays() {
+    let mut world = world(3, 20, (1, 4), SECOND, 3);
+    let slots: u64 = world.workers.iter().map(|worker| u64::from(worker.slots)).sum();
+    // Six requests come for every five that can be served, four of five to one relay.
+    let every = SECOND * 5 / (6 * slots);
+    world.add_stream(Stream { every, weights: vec![8, 1, 1], band: 0, until: 605 * SECOND });
+    world.run_until(15 * SECOND);
+    let from = world.now;
+    world.run_until(605 * SECOND);
+    let overtaken = overtaking(&world, from);
+    let at = |per_mille: usize| overtaken[(overtaken.len() - 1) * per_mille / 1000];
+    println!("overtaken by ms: half {}, 99 % {}, all {}", at(500) / MS, at(990) / MS, at(1000) / MS);
+    // A claim stands at one worker until it is renewed elsewhere, and may have to wait for a slot to free there.
+    let bound = world.setup.service + 250 * MS + 2 * ROUND_TRIP;
+    assert!(at(990) <= bound && at(1000) <= 2 * bound, "overtaken by {} ms", at(1000) / MS);
+    // Nobody starves: in each ten seconds each relay is served what came to it.
+    for start in (20..600).step_by(10) {
+        let window = start * SECOND..(start + 10) * SECOND;
+        let of = |relay| {
+            let there = |one: &&super::world::Dispatched| one.relay == relay && window.contains(&one.at);
+            world.dispatched.iter().filter(there).count() as f64
+        };
+        let counts = [of(0), of(1), of(2)];
+        let all: f64 = counts.iter().sum();
+        for (count, share) in counts.into_iter().zip([0.8, 0.1, 0.1]) {
+            let part = count / all;
+            assert!((share / 2.0..share * 2.0).contains(&part), "{part} instead of {share} from {start} s");
+        }
+    }
+}
+
+#[test]
+fn higher_bands_go_first_over_all_relays() {
+    let mut world = world(3, 10, (1, 4), SECOND, 4);
+    let slots: u64 = world.workers.iter().map(|worker| u64::from(worker.slots)).sum();
+    let until = 120 * SECOND;
+    world.add_stream(Stream { every: SECOND / (2 * slots), weights: vec![1, 0, 0], band: 0, until });
+    // The urgent ones alone would fit, and come to relays whose neighbour hogs everything.
+    world.add_stream(Stream { every: 10 * SECOND / (3 * slots), weights: vec![0, 1, 1], band: 5, until });
+    world.run_until(10 * SECOND);
+    world.dispatched.clear();
+    world.run_until(until);
+    let urgent: Vec<Time> =
+        world.dispatched.iter().filter(|one| one.relay != 0).map(|one| one.at - one.arrived).collect();
+    let slowest = urgent.iter().max().expect("some came") / MS;
+    let mean = urgent.iter().sum::<Time>() / urgent.len() as u64 / MS;
+    println!("urgent requests waited {mean} ms on average, {slowest} ms at most");
+    assert!(urgent.len() > 500 && mean < 200 && slowest < 1500, "{mean} ms, {slowest} ms");
+}
