@@ -707,8 +707,11 @@ fn convert_head(head: &codec::ResponseHead) -> Head {
 }
 
 /// Returns the length that the backend announced: bytes pass unchanged, so it is true for the client as well, and a body
-/// that breaks off is seen to be short.
+/// that breaks off is seen to be short. Beside a transfer coding a length means nothing (RFC 9112, 6.3).
 fn announced_length(headers: &http::HeaderMap) -> Option<u64> {
+    if headers.contains_key(http::header::TRANSFER_ENCODING) {
+        return None;
+    }
     let mut lengths = headers.get_all(http::header::CONTENT_LENGTH).iter();
     let length = lengths.next()?.to_str().ok()?.parse().ok()?;
     lengths.next().is_none().then_some(length)

@@ -124,6 +124,8 @@ async fn answer(core: &Core, link: &Link, stream: StreamId, mailbox: &Mailbox, c
     };
     // The length is the backend's promise to the client and stays true, since bytes pass unchanged.
     let length = head.headers.remove(http::header::CONTENT_LENGTH);
+    // Beside a transfer coding it means nothing (RFC 9112, 6.3).
+    let length = length.filter(|_| !head.headers.contains_key(http::header::TRANSFER_ENCODING));
     backend::strip(&mut head.headers);
     if let Some(length) = length {
         head.headers.insert(http::header::CONTENT_LENGTH, length);

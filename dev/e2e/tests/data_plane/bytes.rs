@@ -99,6 +99,19 @@ async fn answers_of_64_mib_arrive_byte_for_byte() {
 }
 
 #[tokio::test]
+async fn a_length_beside_a_transfer_coding_means_nothing() {
+    let _floor = floor::shared().await;
+    let stack = Stack::start(1, "").await;
+    let script = json!({
+        "answer": "raw", "bytes": 200_000, "fill": "random", "chunk_bytes": 8192, "chunked": true,
+        "interval_ms": 1, "headers": { "content-length": ["5"] },
+    });
+    let answer = stack.relay.post(CHAT, chat(false, &script)).await;
+    assert_eq!(answer.header("content-length"), None);
+    assert_exact(answer, 200_000).await;
+}
+
+#[tokio::test]
 async fn requests_of_64_mib_arrive_byte_for_byte() {
     let _floor = floor::shared().await;
     let stack = Stack::start(4, "").await;
