@@ -213,6 +213,10 @@ impl Worker {
         }
         services.spawn(health::watch(Arc::clone(&core)));
         services.spawn({
+            let core = Arc::clone(&core);
+            async move { core.backend.sweep_now_and_then().await }
+        });
+        services.spawn({
             let capacity = Arc::clone(&core.capacity);
             async move { capacity.run_timers().await }
         });

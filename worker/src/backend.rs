@@ -25,6 +25,9 @@ use connect::Target;
 use exchange::Exchange;
 use pool::Pool;
 
+/// How often idle connections are looked at.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+
 /// Connections kept beyond the number of slots, for probes.
 const SPARE_CONNECTIONS: usize = 4;
 
@@ -182,9 +185,12 @@ impl Backend {
         })
     }
 
-    /// Closes connections that were idle for long.
-    pub(crate) fn sweep(&self, now: Instant) {
-        self.pool.sweep(now);
+    /// Closes connections that were idle for long, until it is dropped.
+    pub(crate) async fn sweep_now_and_then(&self) {
+        loop {
+            tokio::time::sleep(SWEEP_INTERVAL).await;
+            self.pool.sweep(Instant::now());
+        }
     }
 }
 

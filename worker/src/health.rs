@@ -125,7 +125,6 @@ pub(crate) async fn watch(core: Arc<Core>) {
             publish(&core, state);
         }
         core.probed.send_replace(true);
-        core.backend.sweep(Instant::now());
         // A nudge during a burst of failures must not become a burst of probes.
         tokio::time::sleep(wait.min(Duration::from_millis(100))).await;
         tokio::select! {
