@@ -2,7 +2,8 @@
 //!
 //! Two token buckets and a count per key. Buckets hold a minute's worth and start full. The token bucket admits
 //! while it is above zero and is charged when a request ends, so it may go below zero and is waited out. Usage
-//! belongs to a key's id and outlives a change of the settings.
+//! belongs to a key's id and outlives a change of the settings. Several relay replicas divide a key's limits between
+//! them, without asking one another: a client whose connection stays with one of them has that one's part.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,6 +18,18 @@ pub struct KeyLimits {
     pub tokens_per_minute: Option<u32>,
     /// Requests at once.
     pub max_concurrent: Option<u32>,
+}
+
+impl KeyLimits {
+    /// The part of one of several relay replicas: rounded up, so that it is never nothing.
+    pub fn part_of(self, replicas: u32) -> Self {
+        let part = |limit: Option<u32>| limit.map(|limit| limit.div_ceil(replicas.max(1)).max(1));
+        Self {
+            requests_per_minute: part(self.requests_per_minute),
+            tokens_per_minute: part(self.tokens_per_minute),
+            max_concurrent: part(self.max_concurrent),
+        }
+    }
 }
 
 /// Which limit is reached, and when there is likely room again.
@@ -214,6 +227,18 @@ mod tests {
 
     const NONE: KeyLimits =
         KeyLimits { requests_per_minute: None, tokens_per_minute: None, max_concurrent: None };
+
+    #[test]
+    fn replicas_divide_limits_and_each_has_one_at_least() {
+        let whole = KeyLimits { requests_per_minute: Some(10), max_concurrent: Some(2), ..NONE };
+        let table = [(1, 10, 2), (3, 4, 1), (5, 2, 1), (100, 1, 1), (0, 10, 2)];
+        for (replicas, requests, concurrent) in table {
+            let part = whole.part_of(replicas);
+            let expected =
+                KeyLimits { requests_per_minute: Some(requests), max_concurrent: Some(concurrent), ..NONE };
+            assert_eq!(part, expected, "{replicas} replicas");
+        }
+    }
 
     fn ms(milliseconds: u64) -> Duration {
         Duration::from_millis(milliseconds)

@@ -149,7 +149,8 @@ impl Builder {
                 requests_per_minute: key.requests_per_minute,
                 tokens_per_minute: key.tokens_per_minute,
                 max_concurrent: key.max_concurrent_requests,
-            },
+            }
+            .part_of(config.replicas),
             models: key.models.iter().map(|model| model.as_str().into()).collect(),
         }
     }

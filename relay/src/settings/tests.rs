@@ -80,6 +80,10 @@ fn keys_carry_tenant_priority_models_and_limits() {
     assert_eq!(found.limits.requests_per_minute, Some(1));
     assert_eq!(found.limits.tokens_per_minute, None);
     assert_eq!(found.limits.max_concurrent, Some(9));
+    let among_four =
+        self::settings(&format!("replicas: 4\npriorities: [{{ name: high, value: 7 }}]\n{entry}"));
+    let found = among_four.keys.authenticate(presented(key.expose()).as_ref()).unwrap();
+    assert_eq!((found.limits.requests_per_minute, found.limits.max_concurrent), (Some(1), Some(3)));
 }
 
 #[test]
