@@ -20,6 +20,9 @@ use crate::http::error::RelayError;
 /// Chunks below this are copied together, so that a waiting chunk does not pin the read buffer it was cut from.
 const COPY_BELOW_BYTES: usize = 4 * 1024;
 
+/// Small chunks are copied into pieces of this size: one that grew on would double, and hold up to twice what waits.
+const TAIL_BYTES: usize = 16 * 1024;
+
 /// Where window that the reader returned goes: the session that fills this pipe.
 pub trait Opener: Send + Sync {
     /// The reader took bytes: the sender may send `bytes` more on `stream`.
@@ -178,6 +181,9 @@ impl Pipe {
         state.queued_cost = state.queued_cost.saturating_add(cost);
         state.queued_bytes += chunk.len();
         if chunk.len() < COPY_BELOW_BYTES {
+            if state.tail.len() + chunk.len() > TAIL_BYTES {
+                flush_tail(&mut state);
+            }
             state.tail.extend_from_slice(&chunk);
         } else {
             flush_tail(&mut state);
