@@ -61,6 +61,20 @@
 //! wait it renews a want at most every 250 ms, and when none wait it withdraws what is open. A grant that it has no use
 //! for it answers with `want 0`. An idle slot reaches a queued request in four steps (`want`, `recall`, `return`,
 //! `grant`): two round trips.
+//!
+//! # What it costs
+//! A request whose relay has a credit, and every request with one relay: no message. A slot that lies idle elsewhere: four.
+//! A slot that is busy: a want to each worker that is asked, renewed or withdrawn, by time and not by request. Reports to
+//! relays that want nothing: two in five seconds for each session at most. Measured with real schedulers and arbiters at
+//! 90 % of all slots, four of five requests at one relay, requests of one second (`cargo run --release -p
+//! modelrelay-relay --example simulate`), all messages above together, per request:
+//!
+//! | workers | slots each | 1 relay | 3 relays | 10 relays |
+//! |--:|--:|--:|--:|--:|
+//! | 1,000 | 1 | 0 | 0.92 | 4.96 |
+//! | 1,000 | 8 | 0 | 0.19 | 0.48 |
+//! | 10,000 | 1 | 0 | 0.79 | 3.55 |
+//! | 10,000 | 8 | 0 | 0.21 | 0.47 |
 
 mod account;
 mod decide;
