@@ -11,6 +11,7 @@ mod metrics;
 mod metrics_table;
 mod program;
 mod relays;
+mod slots;
 mod streams;
 mod support;
 mod v1;
