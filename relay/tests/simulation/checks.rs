@@ -1,5 +1,7 @@
 //! What must hold after every step, and at the end.
 
+use std::time::Duration;
+
 use modelrelay_protocol::slots::{RECALL_LIMIT, RENEWAL_INTERVAL};
 use modelrelay_relay::scheduler::RequestKey;
 
@@ -35,12 +37,14 @@ impl World {
     }
 
     /// A queued request and an idle slot meet within two round trips, unless others are after the same slots: each race
-    /// that is lost costs as much again. What a dead connection keeps is waited for until the want's renewal, and then
-    /// twice as many are asked.
-    fn slowest_meeting(&self) -> Time {
-        let renewal = u64::try_from(RENEWAL_INTERVAL.as_nanos()).expect("it is short");
-        let dead_ends = if self.faults.every > 0 { 3 * renewal } else { 0 };
-        5 * self.setup.two_round_trips() + dead_ends
+    /// that is lost costs as much again. What other workers do not get back from a dead connection is waited for until
+    /// the want's renewal, and then twice as many are asked; and this one may have a dead connection itself.
+    fn slowest_meeting(&self, worker: usize) -> Time {
+        let nanoseconds = |time: Duration| u64::try_from(time.as_nanos()).expect("it is short");
+        let dead_ends = if self.faults.every > 0 { 3 * nanoseconds(RENEWAL_INTERVAL) } else { 0 };
+        let is_dead = |&link: &LinkIx| !self.links[link].is_sound(self.now);
+        let recall = self.workers[worker].links.iter().any(is_dead).then_some(nanoseconds(RECALL_LIMIT));
+        5 * self.setup.two_round_trips() + dead_ends + recall.unwrap_or(0)
     }
 
     /// No request waits long while a worker that its relay is connected to has an idle slot for it.
@@ -66,7 +70,8 @@ impl World {
                 if waited > bound {
                     self.beside_idle.insert(request);
                 }
-                let (worker, slowest) = (self.links[link].worker, self.slowest_meeting());
+                let worker = self.links[link].worker;
+                let slowest = self.slowest_meeting(worker);
                 assert!(
                     waited <= slowest,
                     "at {} us {request:?} of relay {relay} for model {model} had waited for {} us, worker {worker} been \
