@@ -1,9 +1,9 @@
 //! Slots that workers lent to other relay replicas, and which of them are wanted here.
 //!
-//! A relay that lacks slots asks as many workers with idle slots elsewhere as it lacks, at once; when there is none, all
-//! that serve the model, at most [`MOST_ASKED`]. Those are the same ones in every replica, drawn anew each second: there
-//! the replicas' claims meet and the oldest request wins, elsewhere slots stay where they are used. The worker's side
-//! and the messages are in `modelrelay_protocol::slots`.
+//! A relay that lacks slots asks as many workers with idle slots elsewhere as it lacks, at once; more where that was in
+//! vain. When there is none, all that serve the model, at most [`MOST_ASKED`]. Those are the same ones in every replica,
+//! drawn anew each second: there the replicas' claims meet and the oldest request wins, elsewhere slots stay where they
+//! are used. The worker's side and the messages are in `modelrelay_protocol::slots`.
 //!
 //! Workers that have no other relay are not looked at, so with one replica nothing here costs anything.
 
@@ -278,11 +278,10 @@ impl Scheduler {
         let mut all = Vec::new();
         for model in self.models.waited_for() {
             let mut requests = u32::try_from(self.models[model].queue.len()).unwrap_or(u32::MAX);
-            for (worker, n) in asked.iter_mut().filter(|(worker, _)| self.serves_model(*worker, model)) {
+            for (_, n) in asked.iter_mut().filter(|(worker, _)| self.serves_model(*worker, model)) {
                 let covered = requests.min(*n);
                 requests -= covered;
                 *n -= covered;
-                debug_assert!(self.borrowing.asked.contains(worker), "only what is asked covers");
             }
             if requests > 0 {
                 all.push(Uncovered { model, requests });
