@@ -1,0 +1,1 @@
+//! The operator: reconciles `ModelRelay` and `WorkerPool` objects into relay Deployments and worker DaemonSets.
