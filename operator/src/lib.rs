@@ -1,1 +1,22 @@
 //! The operator: reconciles `ModelRelay` and `WorkerPool` objects into relay Deployments and worker DaemonSets.
+//!
+//! | module | owns |
+//! | --- | --- |
+//! | [`api`] | the custom resources and their CRDs |
+//! | [`cache`] | the watches and what they told |
+//! | [`apply`] | writing children: who owns what, what changed, what is no longer wanted |
+//! | [`context`] | what every reconcile is given; deadlines and errors of calls |
+//! | [`naming`] | names and labels |
+//! | [`options`] | what the operator was told at start |
+//! | [`relay_client`] | questions to relays and workers |
+//! | [`metrics`] | what is counted |
+
+pub mod api;
+pub mod apply;
+pub mod cache;
+pub mod context;
+pub mod metrics;
+pub mod naming;
+pub mod options;
+pub mod relay_client;
+mod same;

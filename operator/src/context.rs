@@ -1,0 +1,159 @@
+//! What every reconcile is given.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use kube::Client;
+use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use tokio::time::timeout;
+use tracing::warn;
+
+use crate::apply::Remembered;
+use crate::cache::{Caches, Causes};
+use crate::metrics::Metrics;
+use crate::options::Options;
+use crate::relay_client::OpsClient;
+
+/// How long one call to the API server may take.
+pub const CALL_LIMIT: Duration = Duration::from_secs(10);
+
+/// What every reconcile is given.
+pub struct Context {
+    /// Writes, and reads what the caches do not hold.
+    pub client: Client,
+    /// What the watches told.
+    pub caches: Caches,
+    /// Images, names and other things that the operator was told at start.
+    pub options: Options,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// Asks relays and workers on their operations ports.
+    pub ops: OpsClient,
+    pub(crate) applied: Mutex<BTreeMap<String, Remembered>>,
+    recorder: Recorder,
+}
+
+impl std::fmt::Debug for Context {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Context").field("options", &self.options).finish_non_exhaustive()
+    }
+}
+
+impl Context {
+    /// Puts the parts together.
+    pub fn new(client: Client, caches: Caches, options: Options, metrics: Arc<Metrics>) -> Self {
+        let reporter =
+            Reporter { controller: String::from("modelrelay-operator"), instance: options.pod_name.clone() };
+        Self {
+            recorder: Recorder::new(client.clone(), reporter),
+            client,
+            caches,
+            options,
+            metrics,
+            ops: OpsClient::default(),
+            applied: Mutex::default(),
+        }
+    }
+
+    /// Tells the users of `about` what was done or refused. An event that cannot be written is only logged.
+    pub async fn event(
+        &self,
+        about: &k8s_openapi::api::core::v1::ObjectReference,
+        kind: EventType,
+        reason: &str,
+        action: &str,
+        note: String,
+    ) {
+        let event = Event {
+            type_: kind,
+            reason: reason.to_owned(),
+            note: Some(cut(note)),
+            action: action.to_owned(),
+            secondary: None,
+        };
+        match timeout(CALL_LIMIT, self.recorder.publish(&event, about)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => warn!(reason, error = %Causes(&error), "An event was not written"),
+            Err(_) => warn!(reason, "An event was not written in time"),
+        }
+    }
+
+    /// Runs one call to the API server within [`CALL_LIMIT`].
+    ///
+    /// # Errors
+    /// What the API server answered, or that it did not.
+    pub async fn call<T>(
+        &self,
+        what: impl Into<String>,
+        call: impl Future<Output = Result<T, kube::Error>>,
+    ) -> Result<T, CallError> {
+        match timeout(CALL_LIMIT, call).await {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(source)) => Err(CallError::Failed { what: what.into(), source: Box::new(source) }),
+            Err(_) => Err(CallError::TimedOut { what: what.into(), seconds: CALL_LIMIT.as_secs() }),
+        }
+    }
+
+    pub(crate) fn remembered<T>(&self, act: impl FnOnce(&mut BTreeMap<String, Remembered>) -> T) -> T {
+        act(&mut self.applied.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Events hold notes of up to 1024 bytes.
+fn cut(mut note: String) -> String {
+    let end = (0..=note.len().min(1000)).rev().find(|&at| note.is_char_boundary(at)).unwrap_or(0);
+    note.truncate(end);
+    note
+}
+
+/// A call to the API server failed.
+#[derive(Debug, thiserror::Error)]
+pub enum CallError {
+    /// It answered with an error, or could not be reached.
+    #[error("{what}: {}", explained(source))]
+    Failed {
+        /// What was asked.
+        what: String,
+        /// What came back.
+        source: Box<kube::Error>,
+    },
+    /// It did not answer.
+    #[error("{what}: the API server did not answer within {seconds} s")]
+    TimedOut {
+        /// What was asked.
+        what: String,
+        /// How long was waited.
+        seconds: u64,
+    },
+}
+
+fn explained(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => status.message.clone(),
+        other => Causes(other).to_string(),
+    }
+}
+
+impl CallError {
+    /// The HTTP status that the API server answered with.
+    pub fn status(&self) -> Option<u16> {
+        match self {
+            Self::Failed { source, .. } => match source.as_ref() {
+                kube::Error::Api(status) => Some(status.code),
+                _ => None,
+            },
+            Self::TimedOut { .. } => None,
+        }
+    }
+
+    /// Whether the API server understood the request and refused it for what it says: asking again cannot help.
+    pub fn is_refusal(&self) -> bool {
+        matches!(self.status(), Some(400 | 422)) || self.is_forbidden()
+    }
+
+    /// Whether an admission rule or missing rights refused the request.
+    pub fn is_forbidden(&self) -> bool {
+        self.status() == Some(403)
+    }
+}
