@@ -2,17 +2,23 @@
 
 use std::env;
 use std::fs::{self, File, TryLockError};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use sha2::{Digest, Sha256};
 
 use crate::clock;
 
 // One run may have to wait for another that downloads on a slow line.
 const OTHER_RUN: Duration = Duration::from_secs(1800);
 
-fn root() -> Result<PathBuf> {
+/// Returns the folder that holds the parts.
+///
+/// # Errors
+/// When the user has none.
+pub(crate) fn root() -> Result<PathBuf> {
     let base = match env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|path| path.is_absolute()) {
         Some(path) => path,
         None => env::home_dir().context("neither XDG_CACHE_HOME nor a home directory is set")?.join(".cache"),
@@ -69,4 +75,28 @@ fn lock(path: &Path) -> Result<File> {
         }
     })?;
     Ok(file)
+}
+
+/// Returns the SHA-256 of what is read, in hexadecimal digits.
+///
+/// # Errors
+/// When it cannot be read.
+pub(crate) fn sha256_of(source: &mut impl Read) -> Result<String> {
+    let mut digest = Digester(Sha256::new());
+    io::copy(source, &mut digest).context("read what is to be summed")?;
+    Ok(digest.0.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// Lets `io::copy` feed the digest, whatever `std::io` support its crate was built with.
+struct Digester(Sha256);
+
+impl Write for Digester {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.update(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }

@@ -10,6 +10,7 @@ use clap::ValueEnum;
 mod apt_sources;
 mod cargo_deny;
 mod debian;
+mod go;
 mod python;
 
 /// A part that can be fetched.
@@ -29,6 +30,14 @@ pub(crate) enum Part {
     Promtool,
     /// The dependency checker.
     CargoDeny,
+    /// All programs of Kubernetes in one file.
+    Kube,
+    /// Debian's.
+    Etcd,
+    /// Built from its Go module.
+    Helm,
+    /// What pretends to be nodes, built from its Go module.
+    Kwok,
 }
 
 impl Part {
@@ -45,6 +54,10 @@ impl Part {
             Self::Nginx => program("nginx", &debian::NGINX),
             Self::Promtool => program("promtool", &debian::PROMTOOL),
             Self::CargoDeny => cargo_deny::install(),
+            Self::Kube => go::kube(),
+            Self::Etcd => debian::unpack(&debian::ETCD),
+            Self::Helm => go::install(&go::HELM),
+            Self::Kwok => go::install(&go::KWOK),
         }
     }
 }

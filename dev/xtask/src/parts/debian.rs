@@ -45,6 +45,13 @@ pub(crate) const PROMTOOL: Package = Package {
     libraries: &[],
     plugins: None,
 };
+pub(crate) const ETCD: Package = Package {
+    name: "etcd-server",
+    program: "usr/bin/etcd",
+    suite: Some("forky"),
+    libraries: &[],
+    plugins: None,
+};
 
 /// Returns a script that starts the package's program, unpacking it first when it is not there.
 ///

