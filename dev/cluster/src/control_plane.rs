@@ -1,0 +1,397 @@
+//! etcd, the API server, and where asked the controllers and the scheduler.
+
+use std::fs;
+use std::hash::{BuildHasher, RandomState};
+use std::net::{IpAddr, Ipv4Addr, TcpListener};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde_json::json;
+
+use crate::api::Api;
+use crate::daemon::Daemon;
+use crate::folder::Folder;
+use crate::kubeconfig::{self, Credential};
+use crate::namespace::Namespace;
+use crate::pki::{self, Authority, Identity, Subject};
+use crate::tools::Tools;
+
+const ETCD_LIMIT: Duration = Duration::from_secs(30);
+// Four seconds on an idle machine.
+const READY_LIMIT: Duration = Duration::from_secs(120);
+// Below the ports that the kernel gives to those who ask for any, so that it stays free while the API server is stopped.
+const PORTS: std::ops::Range<u16> = 20_000..30_000;
+const PORT_ATTEMPTS: usize = 20;
+const SERVICES: &str = "10.96.0.0/16";
+const SERVICE_ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 96, 0, 1));
+const HOSTS: &[&str] = &[
+    "localhost",
+    "kubernetes",
+    "kubernetes.default",
+    "kubernetes.default.svc",
+    "kubernetes.default.svc.cluster.local",
+];
+
+/// What a control plane is made of.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// Runs kube-controller-manager: garbage collection, namespaces, Deployments, DaemonSets, default service accounts.
+    pub controller_manager: bool,
+    /// Runs kube-scheduler.
+    pub scheduler: bool,
+    /// More flags for kube-apiserver.
+    pub api_server_flags: Vec<String>,
+    /// More flags for kube-controller-manager.
+    pub controller_manager_flags: Vec<String>,
+    /// The folder of the cluster, which must not be there yet; a temporary one when there is none.
+    pub folder: Option<PathBuf>,
+}
+
+/// A running control plane; everything of it is gone when it is dropped, and when this process ends.
+#[derive(Debug)]
+pub struct ControlPlane {
+    tools: Tools,
+    options: Options,
+    port: u16,
+    authority: Authority,
+    admin: Identity,
+    api: Api,
+    kubeconfig: PathBuf,
+    serial: AtomicU32,
+    // Dropped in this order: who asks before who answers, and the guard last.
+    controllers: Vec<Daemon>,
+    api_server: Mutex<Option<Daemon>>,
+    etcd: Daemon,
+    folder: Folder,
+}
+
+impl ControlPlane {
+    /// Starts one and waits until it serves.
+    ///
+    /// # Errors
+    /// When a part does not start; with the end of its log.
+    pub fn start(tools: &Tools, options: Options) -> Result<Self> {
+        let folder = match &options.folder {
+            Some(path) => Folder::at(path)?,
+            None => Folder::temporary()?,
+        };
+        let pki = folder.path().join("pki");
+        let authority = Authority::create(&pki, "ca")?;
+        write_identities(&pki, &authority)?;
+        let admin = authority.issue(
+            "admin",
+            &Subject { user: "admin", group: Some("system:masters"), ..Subject::default() },
+        )?;
+        let etcd = start_etcd(tools, &folder)?;
+        let (port, api_server) = start_first_api_server(tools, &options, &folder)?;
+        let url = url(port);
+        let api = Api::new(&url, &authority.own().certificate, &admin)?;
+        let kubeconfig = folder.path().join("kubeconfig");
+        kubeconfig::write(&kubeconfig, &url, &authority.own().certificate, Credential::Certificate(&admin))?;
+        let mut plane = Self {
+            tools: tools.clone(),
+            options,
+            port,
+            authority,
+            admin,
+            api,
+            kubeconfig,
+            serial: AtomicU32::new(0),
+            controllers: Vec::new(),
+            api_server: Mutex::new(None),
+            etcd,
+            folder,
+        };
+        plane.wait_ready(api_server)?;
+        plane.start_controllers()?;
+        Ok(plane)
+    }
+
+    /// Returns the address that it serves at.
+    #[must_use]
+    pub fn url(&self) -> String {
+        url(self.port)
+    }
+
+    /// Returns the administrator's kubeconfig.
+    #[must_use]
+    pub fn kubeconfig(&self) -> &Path {
+        &self.kubeconfig
+    }
+
+    /// Returns the certificate authority of the API server and of its clients, and its key.
+    #[must_use]
+    pub fn authority(&self) -> &Identity {
+        self.authority.own()
+    }
+
+    /// Returns the administrator's certificate.
+    #[must_use]
+    pub fn admin(&self) -> &Identity {
+        &self.admin
+    }
+
+    /// Returns a client for the administrator.
+    #[must_use]
+    pub fn api(&self) -> &Api {
+        &self.api
+    }
+
+    /// Returns the folder of everything, which goes with it.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Returns what a part (`etcd`, `kube-apiserver`, …) has logged so far.
+    ///
+    /// # Errors
+    /// When it has no log.
+    pub fn log(&self, part: &str) -> Result<String> {
+        let path = self.folder.path().join("log").join(format!("{part}.log"));
+        fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))
+    }
+
+    /// Issues a client certificate for a user who is in at most one group.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn identity(&self, user: &str, group: Option<&str>) -> Result<Identity> {
+        let name = format!("client-{}", self.serial.fetch_add(1, Ordering::Relaxed));
+        self.authority.issue(&name, &Subject { user, group, ..Subject::default() })
+    }
+
+    /// Writes a kubeconfig for a user who is in at most one group.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn kubeconfig_for(&self, user: &str, group: Option<&str>) -> Result<PathBuf> {
+        self.write_kubeconfig(Credential::Certificate(&self.identity(user, group)?))
+    }
+
+    /// Returns a token of a service account that is there; it is good for an hour.
+    ///
+    /// # Errors
+    /// When the API server refuses it.
+    pub fn service_account_token(&self, namespace: &str, name: &str) -> Result<String> {
+        let path = format!("/api/v1/namespaces/{namespace}/serviceaccounts/{name}/token");
+        let request = json!({ "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {} });
+        let answer = self.api.create(&path, &request)?;
+        answer["status"]["token"].as_str().map(str::to_owned).context("the answer holds no token")
+    }
+
+    /// Writes a kubeconfig for a service account that is there.
+    ///
+    /// # Errors
+    /// When the API server refuses a token, or it cannot be written.
+    pub fn kubeconfig_for_service_account(&self, namespace: &str, name: &str) -> Result<PathBuf> {
+        self.write_kubeconfig(Credential::Token(&self.service_account_token(namespace, name)?))
+    }
+
+    fn write_kubeconfig(&self, credential: Credential<'_>) -> Result<PathBuf> {
+        let name = format!("kubeconfig-{}", self.serial.fetch_add(1, Ordering::Relaxed));
+        let path = self.folder.path().join(name);
+        kubeconfig::write(&path, &self.url(), &self.authority.own().certificate, credential)?;
+        Ok(path)
+    }
+
+    /// Creates a namespace that is deleted when the value is dropped. Its name begins with `prefix`.
+    ///
+    /// # Errors
+    /// When the API server refuses it.
+    pub fn namespace(&self, prefix: &str) -> Result<Namespace> {
+        Namespace::create(&self.api, prefix, &[])
+    }
+
+    /// Creates a namespace as [`ControlPlane::namespace`] does, with labels.
+    ///
+    /// # Errors
+    /// When the API server refuses it.
+    pub fn labelled_namespace(&self, prefix: &str, labels: &[(&str, &str)]) -> Result<Namespace> {
+        Namespace::create(&self.api, prefix, labels)
+    }
+
+    /// Prepares kubectl as the administrator.
+    #[must_use]
+    pub fn kubectl(&self) -> Command {
+        let mut command = Command::new(&self.tools.kube);
+        command.arg("kubectl").env("KUBECONFIG", &self.kubeconfig);
+        command
+    }
+
+    /// Kills the API server, as a machine that loses its power does. The data stays.
+    pub fn stop_api_server(&self) {
+        drop(self.api_server().take());
+    }
+
+    /// Starts the API server again, at the same address and with the same data.
+    ///
+    /// # Errors
+    /// When it does not start; with the end of its log.
+    pub fn start_api_server(&self) -> Result<()> {
+        if self.api_server().is_some() {
+            bail!("the API server runs already");
+        }
+        let daemon = start_api_server(&self.tools, &self.options, &self.folder, self.port)?;
+        self.wait_ready(daemon)
+    }
+
+    fn api_server(&self) -> MutexGuard<'_, Option<Daemon>> {
+        self.api_server.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait_ready(&self, mut daemon: Daemon) -> Result<()> {
+        daemon.wait_ready(READY_LIMIT, || self.api.succeeds("/readyz").then_some(()))?;
+        *self.api_server() = Some(daemon);
+        Ok(())
+    }
+
+    fn start_controllers(&mut self) -> Result<()> {
+        if self.options.controller_manager {
+            let mut command = self.controller("kube-controller-manager")?;
+            command.args([
+                "--use-service-account-credentials",
+                "--service-account-private-key-file=pki/sa.key",
+                "--root-ca-file=pki/ca.crt",
+                "--cluster-signing-cert-file=pki/ca.crt",
+                "--cluster-signing-key-file=pki/ca.key",
+                // Tests of one control plane share it, and their namespaces go at the same time.
+                "--kube-api-qps=200",
+                "--kube-api-burst=400",
+            ]);
+            command.args(&self.options.controller_manager_flags);
+            let mut daemon = self.start_controller("kube-controller-manager", &mut command)?;
+            let account = "/api/v1/namespaces/default/serviceaccounts/default";
+            daemon.wait_ready(READY_LIMIT, || self.api.succeeds(account).then_some(()))?;
+            self.controllers.push(daemon);
+        }
+        if self.options.scheduler {
+            let mut command = self.controller("kube-scheduler")?;
+            let daemon = self.start_controller("kube-scheduler", &mut command)?;
+            self.controllers.push(daemon);
+        }
+        Ok(())
+    }
+
+    fn controller(&self, name: &str) -> Result<Command> {
+        let user = format!("system:{name}");
+        let identity = self.authority.issue(name, &Subject { user: &user, ..Subject::default() })?;
+        let path = self.folder.path().join(format!("{name}.kubeconfig"));
+        let credential = Credential::Certificate(&identity);
+        kubeconfig::write(&path, &self.url(), &self.authority.own().certificate, credential)?;
+        let mut command = self.folder.command(&self.tools.kube);
+        command.arg(name);
+        for flag in ["--kubeconfig", "--authentication-kubeconfig", "--authorization-kubeconfig"] {
+            command.arg(flag).arg(&path);
+        }
+        // They serve nothing here, and each is the only one of its kind.
+        command.args(["--leader-elect=false", "--secure-port=0", "--bind-address=127.0.0.1"]);
+        Ok(command)
+    }
+
+    fn start_controller(&self, name: &'static str, command: &mut Command) -> Result<Daemon> {
+        Daemon::start(name, command, &self.folder.path().join("log"))
+    }
+
+    /// Leaves everything running, and returns the folder, which [`crate::remove`] ends.
+    ///
+    /// # Errors
+    /// When the guard cannot be sent away.
+    pub fn leave(mut self) -> Result<PathBuf> {
+        let api_server = self.api_server.get_mut().unwrap_or_else(PoisonError::into_inner);
+        for daemon in self.controllers.iter_mut().chain(api_server).chain([&mut self.etcd]) {
+            daemon.leave();
+        }
+        self.folder.leave()
+    }
+}
+
+fn url(port: u16) -> String {
+    format!("https://127.0.0.1:{port}")
+}
+
+fn write_identities(pki: &Path, authority: &Authority) -> Result<()> {
+    let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    let server = Subject {
+        user: "kube-apiserver",
+        addresses: &[loopback, SERVICE_ADDRESS],
+        hosts: HOSTS,
+        ..Subject::default()
+    };
+    authority.issue("apiserver", &server)?;
+    pki::key_pair(pki, "sa")?;
+    let front = Authority::create(pki, "front-proxy-ca")?;
+    front.issue("front-proxy", &Subject { user: "front-proxy-client", ..Subject::default() })?;
+    Ok(())
+}
+
+fn start_etcd(tools: &Tools, folder: &Folder) -> Result<Daemon> {
+    let mut command = folder.command(&tools.etcd);
+    // Sockets in the folder instead of ports: nobody else can take them, and nobody else can connect.
+    let (client, internal) = ("unix://etcd:0", "unix://etcd-peer:0");
+    command.args(["--data-dir", "etcd-data", "--name", "etcd", "--unsafe-no-fsync", "--log-level", "warn"]);
+    command.args(["--listen-client-urls", client, "--advertise-client-urls", client]);
+    command.args(["--listen-peer-urls", internal, "--initial-advertise-peer-urls", internal]);
+    command.args(["--initial-cluster", &format!("etcd={internal}")]);
+    let mut etcd = Daemon::start("etcd", &mut command, &folder.path().join("log"))?;
+    let socket = folder.path().join("etcd:0");
+    etcd.wait_ready(ETCD_LIMIT, || UnixStream::connect(&socket).ok())?;
+    Ok(etcd)
+}
+
+fn start_first_api_server(tools: &Tools, options: &Options, folder: &Folder) -> Result<(u16, Daemon)> {
+    let port = free_port()?;
+    Ok((port, start_api_server(tools, options, folder, port)?))
+}
+
+fn free_port() -> Result<u16> {
+    let mut state = RandomState::new().hash_one("port");
+    for _ in 0..PORT_ATTEMPTS {
+        let offset = u16::try_from(state % u64::from(PORTS.end - PORTS.start)).unwrap_or_default();
+        let port = PORTS.start + offset;
+        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            return Ok(port);
+        }
+        state = RandomState::new().hash_one(state);
+    }
+    bail!("none of {PORT_ATTEMPTS} ports was free");
+}
+
+fn start_api_server(tools: &Tools, options: &Options, folder: &Folder, port: u16) -> Result<Daemon> {
+    let mut command = folder.command(&tools.kube);
+    command.args([
+        "kube-apiserver",
+        "--etcd-servers=unix://etcd:0",
+        "--bind-address=127.0.0.1",
+        "--advertise-address=127.0.0.1",
+        // A loopback address cannot be the endpoint of a Service.
+        "--endpoint-reconciler-type=none",
+        &format!("--secure-port={port}"),
+        &format!("--service-cluster-ip-range={SERVICES}"),
+        "--authorization-mode=Node,RBAC",
+        "--enable-admission-plugins=NodeRestriction,OwnerReferencesPermissionEnforcement",
+        "--client-ca-file=pki/ca.crt",
+        "--tls-cert-file=pki/apiserver.crt",
+        "--tls-private-key-file=pki/apiserver.key",
+        "--service-account-issuer=https://kubernetes.default.svc",
+        "--service-account-key-file=pki/sa.crt",
+        "--service-account-signing-key-file=pki/sa.key",
+        "--requestheader-client-ca-file=pki/front-proxy-ca.crt",
+        "--requestheader-allowed-names=front-proxy-client",
+        "--requestheader-username-headers=X-Remote-User",
+        "--requestheader-group-headers=X-Remote-Group",
+        "--requestheader-extra-headers-prefix=X-Remote-Extra-",
+        "--proxy-client-cert-file=pki/front-proxy.crt",
+        "--proxy-client-key-file=pki/front-proxy.key",
+        "--cert-dir=pki",
+        "--allow-privileged=true",
+        "--profiling=false",
+    ]);
+    command.args(&options.api_server_flags);
+    Daemon::start("kube-apiserver", &mut command, &folder.path().join("log"))
+}
