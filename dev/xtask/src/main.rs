@@ -10,6 +10,7 @@ mod bench;
 mod cache;
 mod chat;
 mod clock;
+mod cluster;
 mod demo;
 mod parts;
 mod process;
@@ -33,6 +34,12 @@ enum Command {
     Test(suites::TestOptions),
     /// Measure relay and worker against nginx and against no relay, and print one table.
     Bench(bench::Options),
+    /// Start a real Kubernetes on this machine, and end it.
+    Cluster {
+        /// What to do.
+        #[command(subcommand)]
+        command: cluster::Command,
+    },
     /// Formatting, lints, dependency rules and documentation, with warnings denied.
     Check,
     /// Fetch a part into the cache folder and print its path.
@@ -62,6 +69,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Demo(options) => demo::run(&options, demo::Profile::Release).map(|()| ExitCode::SUCCESS),
         Command::Test(options) => suites::test(&options),
         Command::Bench(options) => bench::run(&options).map(|()| ExitCode::SUCCESS),
+        Command::Cluster { command } => cluster::run(&command).map(|()| ExitCode::SUCCESS),
         Command::Check => suites::check(),
         Command::Fetch { part } => {
             println!("{}", part.path()?.display());

@@ -40,13 +40,14 @@ pub(crate) fn check() -> Result<ExitCode> {
 pub(crate) fn test(options: &TestOptions) -> Result<ExitCode> {
     let mut report = Report::default();
     let filtered = !options.filter.is_empty();
-    let engine = EngineParts::fetch(&mut report)?;
+    let engine = Parts::fetch(ENGINE, &mut report)?;
+    let cluster = Parts::fetch(CLUSTER, &mut report)?;
     if !filtered {
         run_checks(&mut report)?;
     }
     cargo(&mut report, "build", &["build", "--workspace", "--bins"])?;
     let mut tests = workspace::cargo(["test", "--workspace", "--no-fail-fast", "--"]);
-    tests.args(&options.filter).envs(engine.environment);
+    tests.args(&options.filter).envs(engine.environment).envs(cluster.environment);
     tests.env("MODELRELAY_BIN_DIR", workspace::binaries("debug"));
     tests.env("MODELRELAY_CHAT_TEMPLATE", workspace::sources().join("demo/chat.jinja"));
     command(&mut report, "tests", &mut tests)?;
@@ -77,23 +78,27 @@ fn run_checks(report: &mut Report) -> Result<()> {
     }
 }
 
-/// The parts that the tests with a real engine find through the environment; without them, those tests skip themselves.
-struct EngineParts {
+/// What tests find through the environment; those that miss a part skip themselves.
+const ENGINE: &[(&str, Part)] = &[
+    ("MODELRELAY_LLAMA_SERVER", Part::LlamaServer),
+    ("MODELRELAY_MODEL", Part::Model),
+    ("MODELRELAY_TINY_MODEL", Part::TinyModel),
+    ("MODELRELAY_PYTHON", Part::PythonSdks),
+    ("MODELRELAY_PROMTOOL", Part::Promtool),
+];
+const CLUSTER: &[(&str, Part)] =
+    &[(dev_cluster::KUBE, Part::Kube), (dev_cluster::ETCD, Part::Etcd), ("MODELRELAY_HELM", Part::Helm)];
+
+/// Parts and the variables that name them.
+struct Parts {
     environment: Vec<(&'static str, OsString)>,
     complete: bool,
 }
 
-impl EngineParts {
-    fn fetch(report: &mut Report) -> Result<Self> {
-        let wanted = [
-            ("MODELRELAY_LLAMA_SERVER", Part::LlamaServer),
-            ("MODELRELAY_MODEL", Part::Model),
-            ("MODELRELAY_TINY_MODEL", Part::TinyModel),
-            ("MODELRELAY_PYTHON", Part::PythonSdks),
-            ("MODELRELAY_PROMTOOL", Part::Promtool),
-        ];
+impl Parts {
+    fn fetch(wanted: &[(&'static str, Part)], report: &mut Report) -> Result<Self> {
         let mut environment = Vec::new();
-        for (name, part) in wanted {
+        for &(name, part) in wanted {
             match part.path() {
                 Ok(path) => environment.push((name, path.into_os_string())),
                 Err(error) => skip(report, &format!("tests that need {name}"), &error)?,
