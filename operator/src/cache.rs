@@ -122,8 +122,10 @@ where
 /// What a watch told.
 #[derive(Debug)]
 pub enum Seen<'a, K> {
-    /// One object was added, changed or deleted.
-    One(&'a K),
+    /// One object was added or changed.
+    Applied(&'a K),
+    /// One object was deleted.
+    Deleted(&'a K),
     /// A new list came: anything may have changed or gone meanwhile.
     All,
 }
@@ -143,7 +145,8 @@ where
                 Ok(event) => {
                     self.writer.apply_watcher_event(&event);
                     match &event {
-                        Event::Apply(object) | Event::Delete(object) => seen(Seen::One(object)),
+                        Event::Apply(object) => seen(Seen::Applied(object)),
+                        Event::Delete(object) => seen(Seen::Deleted(object)),
                         Event::InitDone => seen(Seen::All),
                         Event::Init | Event::InitApply(_) => {}
                     }

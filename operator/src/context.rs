@@ -14,6 +14,7 @@ use crate::cache::{Caches, Causes};
 use crate::metrics::Metrics;
 use crate::options::Options;
 use crate::relay_client::OpsClient;
+use crate::triggers::Triggers;
 
 /// How long one call to the API server may take.
 pub const CALL_LIMIT: Duration = Duration::from_secs(10);
@@ -23,7 +24,9 @@ pub struct Context {
     /// Writes, and reads what the caches do not hold.
     pub client: Client,
     /// What the watches told.
-    pub caches: Caches,
+    pub caches: Arc<Caches>,
+    /// Asks for a look at other objects.
+    pub triggers: Arc<Triggers>,
     /// Images, names and other things that the operator was told at start.
     pub options: Options,
     /// What is counted.
@@ -42,13 +45,20 @@ impl std::fmt::Debug for Context {
 
 impl Context {
     /// Puts the parts together.
-    pub fn new(client: Client, caches: Caches, options: Options, metrics: Arc<Metrics>) -> Self {
+    pub fn new(
+        client: Client,
+        caches: Arc<Caches>,
+        triggers: Arc<Triggers>,
+        options: Options,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         let reporter =
             Reporter { controller: String::from("modelrelay-operator"), instance: options.pod_name.clone() };
         Self {
             recorder: Recorder::new(client.clone(), reporter),
             client,
             caches,
+            triggers,
             options,
             metrics,
             ops: OpsClient::default(),

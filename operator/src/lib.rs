@@ -9,6 +9,7 @@
 //! | [`naming`] | names and labels |
 //! | [`options`] | what the operator was told at start |
 //! | [`relay_client`] | questions to relays and workers |
+//! | [`triggers`] | what is looked at next |
 //! | [`metrics`] | what is counted |
 
 pub mod api;
@@ -20,3 +21,4 @@ pub mod naming;
 pub mod options;
 pub mod relay_client;
 mod same;
+pub mod triggers;
