@@ -11,7 +11,6 @@ pub mod gate;
 pub mod link;
 pub mod pipe;
 pub mod table;
-mod v1;
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, OnceLock};

@@ -7,12 +7,15 @@ use std::time::Duration;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use modelrelay_protocol::codec::StreamId;
 use modelrelay_protocol::frame::{self, CancelReason, ToWorker, TokenCounts};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
-use super::pipe::{Head, Pipe};
+use super::Link;
 use crate::dispatch::Work;
 use crate::http::error::RelayError;
 use crate::http::headers;
+use crate::scheduler::RefusalCause;
+use crate::session::pipe::{Head, Pipe};
 
 /// The largest frame that v1 workers take.
 pub(super) const MAX_FRAME_BYTES: usize = modelrelay_protocol::wellknown::MAX_V1_FRAME_BYTES;
@@ -23,6 +26,73 @@ const BUFFER_BYTES: u32 = modelrelay_protocol::wellknown::MAX_V1_BUFFERED_BYTES 
 /// How long the first chunk of a stream waits for a completion that makes it an error: a v1 worker sends a streaming
 /// backend's error as chunks, followed by the status.
 const HOLD: Duration = modelrelay_protocol::wellknown::V1_FIRST_CHUNK_HOLD;
+
+impl<IO: AsyncRead + AsyncWrite + Unpin> Link<IO> {
+    /// Part of a plain v1 worker's stream.
+    pub(super) fn on_v1_chunk(&mut self, id: StreamId, chunk: String, now: Instant) {
+        let mut table = self.session.table();
+        let Some(entry) = table.get_mut(id) else {
+            drop(table);
+            self.metrics.late_frames.inc();
+            return;
+        };
+        // Without a byte nothing has begun: the completion may still bring everything.
+        if !entry.streaming || chunk.is_empty() {
+            return;
+        }
+        let (request, pipe, started) = (entry.request, entry.pipe.clone(), entry.started);
+        entry.started = true;
+        drop(table);
+        if !started {
+            // A held chunk counts as seen: from here on the request cannot move.
+            if self.dispatcher.started(self.session.id, request) {
+                self.held.hold(id, pipe, chunk, now);
+            }
+        } else if let Some(chunk) = self.held.append(id, chunk)
+            && pipe.push(chunk.into(), now).is_err()
+        {
+            self.overrun(id, request, false, false);
+        }
+    }
+
+    pub(super) fn on_v1_complete(&mut self, id: StreamId, completion: Completion, now: Instant) {
+        let worker = self.session.id;
+        let held = self.held.take(id);
+        let Some(entry) = self.session.table().remove(id) else {
+            self.metrics.late_frames.inc();
+            return;
+        };
+        match held {
+            Some(held) if completion.status >= 400 => {
+                let (head, usage) = completion.into_head();
+                if self.dispatcher.ended(worker, entry.request, false) {
+                    entry.pipe.answer(head, held.into(), usage, now);
+                }
+            }
+            Some(held) => {
+                if self.dispatcher.ended(worker, entry.request, false) {
+                    entry.pipe.answer(stream_head(), held.into(), completion.usage, now);
+                }
+            }
+            None if entry.started => {
+                self.dispatcher.ended(worker, entry.request, false);
+                entry.pipe.complete(completion.usage);
+            }
+            None if completion.status == 503 && self.dispatcher.can_move(worker, entry.request) => {
+                let error = RelayError::backend("the backend answered 503");
+                let cause = RefusalCause::BackendUnavailable;
+                self.dispatcher.refused(worker, entry.request, cause, error, false);
+            }
+            None => {
+                let body = completion.body.clone().unwrap_or_default();
+                let (head, usage) = completion.into_head();
+                if self.dispatcher.ended(worker, entry.request, false) {
+                    entry.pipe.answer(head, body.into(), usage, now);
+                }
+            }
+        }
+    }
+}
 
 /// Encodes a request.
 ///
