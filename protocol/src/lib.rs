@@ -8,6 +8,7 @@
 //! | [`codec`] | the binary frames that carry requests and responses between our own peers |
 //! | [`window`] | how much of a body may be on its way |
 //! | [`slots`] | who may use a worker's slots: the messages, and the arbiter at the worker |
+//! | [`usage`] | how many tokens an answer says it cost |
 //! | [`wellknown`] | paths, headers, close codes, limits and times |
 //! | [`config`] | the settings files of both processes |
 //!
@@ -313,5 +314,6 @@ pub mod codec;
 pub mod config;
 pub mod frame;
 pub mod slots;
+pub mod usage;
 pub mod wellknown;
 pub mod window;

@@ -11,8 +11,9 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::StatusCode;
+use http::{HeaderMap, StatusCode, header};
 use modelrelay_protocol::codec::FailureCode;
+use modelrelay_protocol::usage::UsageReader;
 use tokio::time::{Instant, Sleep};
 
 use crate::backend::CallError;
@@ -80,6 +81,12 @@ impl Patience {
         let seconds = self.limit.unwrap_or_default().as_secs();
         CallError::new(FailureCode::BackendTimeout, format!("backend was silent for {seconds} s"))
     }
+}
+
+/// Starts to follow an answer's usage, where it may have one.
+fn usage_reader(headers: &HeaderMap) -> Option<UsageReader> {
+    let content_type = headers.get(header::CONTENT_TYPE).map(|value| value.as_bytes());
+    UsageReader::for_answer(content_type, headers.contains_key(header::CONTENT_ENCODING))
 }
 
 /// Says whether an answer may be one of the engines' ways to say that they do not have a model (any more).

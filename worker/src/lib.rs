@@ -34,6 +34,5 @@ mod session;
 mod socket;
 mod text;
 mod tls;
-mod usage;
 
 pub use connect::proxy::ProxyRules;

@@ -25,7 +25,7 @@ use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 use tracing::warn;
 
-use self::v1::Held;
+use self::v1::Plain;
 use super::credits::Credits;
 use super::gate::Gate;
 use super::table::Outgoing;
@@ -65,7 +65,7 @@ pub struct Link<IO> {
     /// What the worker announced for each request body.
     request_window: u32,
     uploads: VecDeque<Upload>,
-    held: Held,
+    plain: Plain,
     credits: Credits,
     last_frame: Instant,
     next_ping: Instant,
@@ -106,7 +106,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Link<IO> {
             metrics,
             request_window,
             uploads: VecDeque::new(),
-            held: Held::default(),
+            plain: Plain::default(),
             credits,
             last_frame: now,
             next_ping: now + PING_INTERVAL,
@@ -130,7 +130,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Link<IO> {
             return Poll::Ready(closed.map_or(ended, Ended::ByRelay));
         }
         self.begin_close(now);
-        for overrun in self.held.release(now) {
+        for overrun in self.plain.held.release(now) {
             let request = self.session.table().get_mut(overrun).map(|entry| entry.request);
             if let Some(request) = request {
                 self.overrun(overrun, request, false, false);
@@ -277,7 +277,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Link<IO> {
                 Some(Message::Binary(codec::encode_cancel(stream, &reason)))
             }
             Outgoing::Cancel { stream, reason } => {
-                self.held.forget(stream);
+                self.plain.forget(stream);
                 Some(Message::text(v1::cancel(stream, reason)))
             }
             Outgoing::Window { stream, bytes } => Some(Message::Binary(codec::encode_window(stream, bytes))),
@@ -318,7 +318,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Link<IO> {
             Some(closing) => closing.until,
             None => self.next_ping.min(self.last_frame + SILENCE_LIMIT),
         };
-        for earlier in [self.held.due(), draining_until.filter(|until| *until > now)].into_iter().flatten() {
+        for earlier in [self.plain.held.due(), draining_until.filter(|until| *until > now)].into_iter().flatten() {
             due = due.min(earlier);
         }
         if self.timer.deadline() != due {

@@ -19,3 +19,4 @@ mod requeue;
 mod streaming;
 mod support;
 mod v1;
+mod v1_usage;

@@ -10,12 +10,13 @@ use modelrelay_protocol::codec::{
     FailureCode, StreamId, encode_cancelled, encode_failed, encode_response, encode_response_data,
 };
 use modelrelay_protocol::frame::TokenCounts;
+use modelrelay_protocol::usage::of_body;
 use modelrelay_protocol::window::SendWindow;
 use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::{Bytes, Message};
 
 use super::mailbox::{Abort, Mailbox};
-use super::{Patience, names_missing_model, unless_aborted};
+use super::{Patience, names_missing_model, unless_aborted, usage_reader};
 use crate::app::Core;
 use crate::backend::body::RequestBody;
 use crate::backend::exchange::Batch;
@@ -23,7 +24,6 @@ use crate::backend::{self, Call, CallError};
 use crate::capacity::Ticket;
 use crate::metrics::Outcome;
 use crate::session::streams::Link;
-use crate::usage::{self, UsageReader};
 
 /// A request to run.
 pub(crate) struct Job {
@@ -130,7 +130,7 @@ async fn answer(core: &Core, link: &Link, stream: StreamId, mailbox: &Mailbox, c
     if let Some(length) = length {
         head.headers.insert(http::header::CONTENT_LENGTH, length);
     }
-    let mut usage = UsageReader::for_answer(&head.headers);
+    let mut usage = usage_reader(&head.headers);
     let mut missing_model_shown = false;
     let status = head.status;
     let mut head = Some(head);
@@ -173,7 +173,7 @@ async fn answer(core: &Core, link: &Link, stream: StreamId, mailbox: &Mailbox, c
             core.metrics.total.observe(asked.elapsed().as_secs_f64());
             let usage = usage.and_then(|mut reader| {
                 if head.is_some() && !reader.is_events() {
-                    return usage::of_body(bytes);
+                    return of_body(bytes);
                 }
                 reader.see(bytes);
                 reader.finish()

@@ -7,12 +7,13 @@ use std::task::Poll;
 use http::{HeaderMap, Method, StatusCode, header};
 use modelrelay_protocol::codec::FailureCode;
 use modelrelay_protocol::frame::{Headers, ToRelay, TokenCounts, encode};
+use modelrelay_protocol::usage::UsageReader;
 use modelrelay_protocol::wellknown::MAX_V1_FRAME_BYTES;
 use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::Message;
 
 use super::mailbox::{Abort, Mailbox};
-use super::{Patience, names_missing_model, unless_aborted};
+use super::{Patience, names_missing_model, unless_aborted, usage_reader};
 use crate::app::Core;
 use crate::backend::body::RequestBody;
 use crate::backend::{self, Call, CallError};
@@ -20,7 +21,6 @@ use crate::capacity::Ticket;
 use crate::metrics::Outcome;
 use crate::session::v1::Link;
 use crate::text::TextDecoder;
-use crate::usage::UsageReader;
 
 /// v1 peers take less than 16 MiB in one frame; its own header has to fit as well.
 const MAX_FRAME_BYTES: usize = MAX_V1_FRAME_BYTES - 1024;
@@ -144,7 +144,7 @@ async fn answer(
     let mut patience = Patience::new(core.idle_limit);
     let (mut head, mut exchange) = patience.during(pin!(core.backend.call(call))).await?;
     backend::strip(&mut head.headers);
-    let mut usage = UsageReader::for_answer(&head.headers);
+    let mut usage = usage_reader(&head.headers);
     // Only what a v1 relay shows as an event stream may go in chunks: with chunks it ignores status and headers.
     let in_chunks = is_streaming && head.status == StatusCode::OK && is_event_stream(&head.headers);
     let mut decoder = TextDecoder::default();

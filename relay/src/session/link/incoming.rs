@@ -256,7 +256,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Link<IO> {
                 match request_id.as_deref().and_then(v1::stream_id) {
                     Some(id) => {
                         let code = FailureCode::ALL.into_iter().find(|known| known.as_str() == code);
-                        self.held.forget(id);
+                        self.plain.forget(id);
                         self.on_failed(id, code.unwrap_or(FailureCode::Internal), &message, false, now);
                     }
                     None => warn!(worker = %self.session.name, code, message, "A worker reports an error"),

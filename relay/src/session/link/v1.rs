@@ -1,12 +1,13 @@
 //! What is special about plain v1 workers: JSON bodies, no window, and streams whose status comes last.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use modelrelay_protocol::codec::StreamId;
 use modelrelay_protocol::frame::{self, CancelReason, ToWorker, TokenCounts};
+use modelrelay_protocol::usage::{UsageReader, of_body};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
@@ -46,9 +47,13 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Link<IO> {
         if !started {
             // A held chunk counts as seen: from here on the request cannot move.
             if self.dispatcher.started(self.session.id, request) {
-                self.held.hold(id, pipe, chunk, now);
+                self.plain.copies.begin(id, &chunk);
+                self.plain.held.hold(id, pipe, chunk, now);
             }
-        } else if let Some(chunk) = self.held.append(id, chunk)
+            return;
+        }
+        self.plain.copies.see(id, &chunk);
+        if let Some(chunk) = self.plain.held.append(id, chunk)
             && pipe.push(chunk.into(), now).is_err()
         {
             self.overrun(id, request, false, false);
@@ -57,26 +62,27 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Link<IO> {
 
     pub(super) fn on_v1_complete(&mut self, id: StreamId, completion: Completion, now: Instant) {
         let worker = self.session.id;
-        let held = self.held.take(id);
+        let held = self.plain.held.take(id);
+        let read = self.plain.copies.finish(id);
         let Some(entry) = self.session.table().remove(id) else {
             self.metrics.late_frames.inc();
             return;
         };
         match held {
             Some(held) if completion.status >= 400 => {
-                let (head, usage) = completion.into_head();
+                let (head, _, told) = completion.into_parts();
                 if self.dispatcher.ended(worker, entry.request, false) {
-                    entry.pipe.answer(head, held.into(), usage, now);
+                    entry.pipe.answer(head, held.into(), read.or(told), now);
                 }
             }
             Some(held) => {
                 if self.dispatcher.ended(worker, entry.request, false) {
-                    entry.pipe.answer(stream_head(), held.into(), completion.usage, now);
+                    entry.pipe.answer(stream_head(), held.into(), read.or(completion.usage), now);
                 }
             }
             None if entry.started => {
                 self.dispatcher.ended(worker, entry.request, false);
-                entry.pipe.complete(completion.usage);
+                entry.pipe.complete(read.or(completion.usage));
             }
             None if completion.status == 503 && self.dispatcher.can_move(worker, entry.request) => {
                 let error = RelayError::backend("the backend answered 503");
@@ -84,14 +90,28 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Link<IO> {
                 self.dispatcher.refused(worker, entry.request, cause, error, false);
             }
             None => {
-                let body = completion.body.clone().unwrap_or_default();
-                let (head, usage) = completion.into_head();
+                let (head, body, told) = completion.into_parts();
                 if self.dispatcher.ended(worker, entry.request, false) {
+                    let usage = usage_of(&head.headers, body.as_bytes()).or(told);
                     entry.pipe.answer(head, body.into(), usage, now);
                 }
             }
         }
     }
+}
+
+/// Reads the engine's usage from an answer that came in one piece.
+fn usage_of(headers: &HeaderMap, body: &[u8]) -> Option<TokenCounts> {
+    // Headers are optional in the base, and what is not streamed is JSON.
+    let content_type =
+        headers.get(header::CONTENT_TYPE).map_or(&b"application/json"[..], HeaderValue::as_bytes);
+    let is_encoded = headers.contains_key(header::CONTENT_ENCODING);
+    let mut reader = UsageReader::for_answer(Some(content_type), is_encoded)?;
+    if !reader.is_events() {
+        return of_body(body);
+    }
+    reader.see(body);
+    reader.finish()
 }
 
 /// Encodes a request.
@@ -157,7 +177,8 @@ pub(super) struct Completion {
 }
 
 impl Completion {
-    pub(super) fn into_head(self) -> (Head, Option<TokenCounts>) {
+    /// Returns head, body and what the worker said of its tokens.
+    fn into_parts(self) -> (Head, String, Option<TokenCounts>) {
         let mut map = HeaderMap::new();
         for (name, value) in &self.headers {
             if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
@@ -167,7 +188,8 @@ impl Completion {
         headers::strip_response(&mut map);
         // v1 workers forward the backend's length even when they changed the framing.
         map.remove(header::CONTENT_LENGTH);
-        (Head { status: headers::final_status(self.status), headers: map }, self.usage)
+        let head = Head { status: headers::final_status(self.status), headers: map };
+        (head, self.body.unwrap_or_default(), self.usage)
     }
 }
 
@@ -176,6 +198,45 @@ pub(super) fn stream_head() -> Head {
     let mut map = HeaderMap::new();
     map.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
     Head { status: StatusCode::OK, headers: map }
+}
+
+/// What a link keeps for the streams of a plain v1 worker.
+#[derive(Default)]
+pub(super) struct Plain {
+    pub(super) held: Held,
+    copies: Copies,
+}
+
+impl Plain {
+    /// The request has ended otherwise than by its completion.
+    pub(super) fn forget(&mut self, id: StreamId) {
+        self.held.take(id);
+        self.copies.finish(id);
+    }
+}
+
+/// The ends of running streams, in which the engine tells its usage: v1 workers pass it on unread.
+#[derive(Default)]
+struct Copies {
+    readers: HashMap<StreamId, UsageReader>,
+}
+
+impl Copies {
+    fn begin(&mut self, id: StreamId, chunk: &str) {
+        let mut reader = UsageReader::for_events();
+        reader.see(chunk.as_bytes());
+        self.readers.insert(id, reader);
+    }
+
+    fn see(&mut self, id: StreamId, chunk: &str) {
+        if let Some(reader) = self.readers.get_mut(&id) {
+            reader.see(chunk.as_bytes());
+        }
+    }
+
+    fn finish(&mut self, id: StreamId) -> Option<TokenCounts> {
+        self.readers.remove(&id)?.finish()
+    }
 }
 
 /// First chunks that wait for a completion.
@@ -191,12 +252,12 @@ struct Waiting {
 }
 
 impl Held {
-    pub(super) fn hold(&mut self, id: StreamId, pipe: Arc<Pipe>, text: String, now: Instant) {
+    fn hold(&mut self, id: StreamId, pipe: Arc<Pipe>, text: String, now: Instant) {
         self.waiting.insert(id, Waiting { until: now + HOLD, pipe, text });
     }
 
     /// Adds to what is held; gives the text back when nothing is held for this stream any more.
-    pub(super) fn append(&mut self, id: StreamId, text: String) -> Option<String> {
+    fn append(&mut self, id: StreamId, text: String) -> Option<String> {
         match self.waiting.get_mut(&id) {
             Some(waiting) => {
                 waiting.text.push_str(&text);
@@ -206,12 +267,8 @@ impl Held {
         }
     }
 
-    pub(super) fn take(&mut self, id: StreamId) -> Option<String> {
+    fn take(&mut self, id: StreamId) -> Option<String> {
         self.waiting.remove(&id).map(|waiting| waiting.text)
-    }
-
-    pub(super) fn forget(&mut self, id: StreamId) {
-        self.waiting.remove(&id);
     }
 
     pub(super) fn due(&self) -> Option<Instant> {

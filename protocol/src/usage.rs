@@ -1,7 +1,9 @@
-//! The engine's own token counts, read from a copy of its answer. Never guessed: no usage, no counts.
+//! The engine's own token counts, read from a copy of its answer: by the worker, or by the relay where a worker does not
+//! speak our extensions. Never guessed: no usage, no counts.
 
-use modelrelay_protocol::frame::TokenCounts;
 use serde::Deserialize;
+
+use crate::frame::TokenCounts;
 
 /// Bytes of an answer's end in which its usage is looked for. Engines write it last, or nearly so.
 const TAIL_BYTES: usize = 2048;
@@ -34,7 +36,7 @@ impl Usage {
 
 /// Follows one answer.
 #[derive(Debug, Default)]
-pub(crate) struct UsageReader {
+pub struct UsageReader {
     /// Anthropic's streams tell the prompt's tokens in their first event.
     first: Option<TokenCounts>,
     begun: bool,
@@ -43,23 +45,25 @@ pub(crate) struct UsageReader {
 }
 
 impl UsageReader {
-    /// Starts reading when the answer is JSON or an event stream in plain text.
-    pub(crate) fn for_answer(headers: &http::HeaderMap) -> Option<Self> {
-        if headers.contains_key(http::header::CONTENT_ENCODING) {
-            return None;
-        }
-        let kind = headers.get(http::header::CONTENT_TYPE)?.as_bytes();
-        let events = kind.starts_with(b"text/event-stream");
-        (events || kind.starts_with(b"application/json")).then(|| Self { events, ..Self::default() })
+    /// Starts reading when the answer is JSON or an event stream, and not encoded.
+    pub fn for_answer(content_type: Option<&[u8]>, is_encoded: bool) -> Option<Self> {
+        let content_type = content_type.filter(|_| !is_encoded)?;
+        let events = content_type.starts_with(b"text/event-stream");
+        (events || content_type.starts_with(b"application/json")).then(|| Self { events, ..Self::default() })
+    }
+
+    /// Starts reading an event stream.
+    pub fn for_events() -> Self {
+        Self { events: true, ..Self::default() }
     }
 
     /// Says whether the answer is an event stream.
-    pub(crate) fn is_events(&self) -> bool {
+    pub fn is_events(&self) -> bool {
         self.events
     }
 
     /// Sees the next part of the answer.
-    pub(crate) fn see(&mut self, part: &[u8]) {
+    pub fn see(&mut self, part: &[u8]) {
         if !self.begun && !part.is_empty() {
             self.begun = true;
             self.first = last_usage(&part[..part.len().min(TAIL_BYTES)]);
@@ -78,7 +82,7 @@ impl UsageReader {
     }
 
     /// Returns what the answer said.
-    pub(crate) fn finish(self) -> Option<TokenCounts> {
+    pub fn finish(self) -> Option<TokenCounts> {
         let last = last_usage(&self.tail);
         match (self.first, last) {
             (Some(first), Some(last)) if last.prompt_tokens.is_none() => {
@@ -93,7 +97,7 @@ impl UsageReader {
 }
 
 /// Returns the usage of a whole JSON body: its top-level member.
-pub(crate) fn of_body(body: &[u8]) -> Option<TokenCounts> {
+pub fn of_body(body: &[u8]) -> Option<TokenCounts> {
     #[derive(Deserialize)]
     struct Answer {
         usage: Option<Usage>,
