@@ -163,6 +163,16 @@ pub struct TokenCounts {
     pub total_tokens: Option<u32>,
 }
 
+impl TokenCounts {
+    /// Returns all tokens: as told, or the sum of what was told.
+    pub fn total(&self) -> Option<u64> {
+        self.total_tokens.map(u64::from).or_else(|| {
+            let both = [self.prompt_tokens, self.completion_tokens];
+            both.iter().any(Option::is_some).then(|| both.into_iter().flatten().map(u64::from).sum())
+        })
+    }
+}
+
 /// What the engine behind a worker says of itself.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct LoadReport {

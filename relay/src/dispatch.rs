@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::work::{BodyBudget, BodyPermit, Work};
 use crate::http::error::RelayError;
-use crate::metrics::Metrics;
+use crate::metrics::{Cancelled, Metrics, Origin};
 use crate::scheduler::{
     Action, CancelReason as Cause, Event, RefusalCause, Reject, Replica, RequestKey, Scheduler,
     SchedulerConfig, Submission, WorkerId, WorkerInfo,
@@ -52,6 +52,7 @@ struct Running {
     request_id: Arc<str>,
     model: Arc<str>,
     tenant: Arc<str>,
+    priority: Arc<str>,
     /// Why the last worker that had it could not answer.
     last_error: Option<RelayError>,
     deadline: Option<Instant>,
@@ -100,6 +101,8 @@ pub struct Submit {
     pub request_id: Arc<str>,
     /// Name of the tenant, for the admin API.
     pub tenant: Arc<str>,
+    /// Name of the priority, for gauges.
+    pub priority: Arc<str>,
     /// Model as the client named it.
     pub model: Arc<str>,
 }
@@ -123,6 +126,19 @@ pub struct RequestView {
     pub age_ms: u64,
     /// Name of the worker that runs it.
     pub worker: Option<String>,
+}
+
+/// Where a request is, for gauges. One that waits for any of several models is in several places.
+#[derive(Clone, Copy, Debug)]
+pub struct Place<'a> {
+    /// The model whose queue it stands in, or as which it runs.
+    pub model: &'a str,
+    /// Name of its priority.
+    pub priority: &'a str,
+    /// Bytes of its body.
+    pub bytes: u64,
+    /// Whether a worker has it.
+    pub is_running: bool,
 }
 
 /// The client's hold on its request: dropping it before the response has ended cancels the request.
@@ -179,7 +195,7 @@ impl Dispatcher {
     /// Hands a request in. The answer, or the error that is the answer, comes through the ticket's pipe.
     pub fn submit(self: &Arc<Self>, submit: Submit) -> Ticket {
         let pipe = Pipe::new();
-        let Submit { mut submission, work, request_id, tenant, model } = submit;
+        let Submit { mut submission, work, request_id, tenant, priority, model } = submit;
         let mut inner = self.lock();
         inner.next_request += 1;
         let key = RequestKey(inner.next_request);
@@ -190,6 +206,7 @@ impl Dispatcher {
             request_id,
             model,
             tenant,
+            priority,
             last_error: None,
             deadline: submission.deadline.map(Instant::from_std),
             submitted: Instant::now(),
@@ -204,10 +221,7 @@ impl Dispatcher {
     /// The client left.
     fn client_gone(&self, request: RequestKey) {
         let mut inner = self.lock();
-        if inner.requests.contains_key(&request) {
-            self.handle(&mut inner, Event::ClientGone { request });
-            self.remove(&mut inner, request);
-        }
+        self.end_early(&mut inner, request, &CancelReason::ClientDisconnect);
     }
 
     /// Returns the id of the next session.
@@ -254,17 +268,20 @@ impl Dispatcher {
     }
 
     fn lose(&self, inner: &mut Inner, worker: WorkerId) {
-        if inner.sessions.remove(&worker).is_none() {
-            return;
-        }
-        for running in inner.requests.values_mut().filter(|running| running.is_at(worker)) {
+        let Some(session) = inner.sessions.remove(&worker) else { return };
+        session.abandon_cancels();
+        let mut leaving = Vec::new();
+        for (key, running) in inner.requests.iter_mut().filter(|(_, running)| running.is_at(worker)) {
             if running.work.is_some() {
                 // It moves or waits: from here on no clock of that worker runs.
                 running.assigned = None;
-                self.metrics.requeued("worker_lost");
+                leaving.push(*key);
             }
         }
         self.handle(inner, Event::Lost { worker });
+        for request in leaving {
+            self.count_requeue(inner, request, "worker_lost");
+        }
     }
 
     /// Takes unspent credits back; returns how many.
@@ -316,12 +333,19 @@ impl Dispatcher {
             let penalise = cause == RefusalCause::BackendRefused;
             running.last_error = Some(error);
             self.handle(&mut inner, Event::Refused { request, cause, penalise });
-            self.metrics.requeued(cause.as_str());
+            self.count_requeue(&inner, request, cause.as_str());
         }
         if regrant {
             self.handle(&mut inner, Event::Granted { worker, credits: 1 });
         }
         ours
+    }
+
+    /// A request that left its worker counts unless that was its end.
+    fn count_requeue(&self, inner: &Inner, request: RequestKey, reason: &str) {
+        if let Some(running) = inner.requests.get(&request) {
+            self.metrics.requeued(&running.model, reason);
+        }
     }
 
     /// Says whether another worker could take the request now.
@@ -379,6 +403,17 @@ impl Dispatcher {
     /// Returns the open sessions.
     pub fn sessions(&self) -> Vec<Arc<Session>> {
         self.lock().sessions.values().cloned().collect()
+    }
+
+    /// Shows each place where a request waits or runs.
+    pub fn each_request(&self, mut show: impl FnMut(Place<'_>)) {
+        let inner = self.lock();
+        for (key, running) in &inner.requests {
+            let Some((bytes, is_running, models)) = inner.scheduler.places(*key) else { continue };
+            for model in models {
+                show(Place { model, priority: &running.priority, bytes, is_running });
+            }
+        }
     }
 
     /// Returns all requests that wait or run, oldest first.
@@ -459,9 +494,18 @@ impl Dispatcher {
     fn expire(&self, inner: &mut Inner, request: RequestKey, reason: &CancelReason, error: RelayError) {
         if let Some(running) = inner.requests.get(&request) {
             running.pipe.fail(error);
-            self.handle_with(inner, Event::ClientGone { request }, reason);
-            self.remove(inner, request);
+            self.end_early(inner, request, reason);
         }
+    }
+
+    /// Nobody waits for the answer any more. What comes of a cancel that goes to a worker, its session counts.
+    fn end_early(&self, inner: &mut Inner, request: RequestKey, reason: &CancelReason) {
+        let Some(running) = inner.requests.get(&request) else { return };
+        if running.assigned.is_none() {
+            self.metrics.cancelled(&running.model, Origin::of(reason), Cancelled::Queued);
+        }
+        self.handle_with(inner, Event::ClientGone { request }, reason);
+        self.remove(inner, request);
     }
 
     fn remove(&self, inner: &mut Inner, request: RequestKey) {

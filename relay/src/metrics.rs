@@ -5,12 +5,14 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use modelrelay_protocol::frame::{CancelReason, TokenCounts};
 use prometheus::{
     Encoder, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Opts,
     Registry, TextEncoder,
 };
 
-use crate::dispatch::{BodyBudget, Dispatcher};
+use crate::dispatch::{BodyBudget, Dispatcher, Place};
+use crate::settings::DEFAULT_PRIORITY;
 
 /// Models with a label of their own, at most; the rest are counted as `other`.
 const MAX_MODEL_LABELS: usize = 1000;
@@ -57,6 +59,70 @@ impl Outcome {
     }
 }
 
+/// Who ended a request before its answer was whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// The client left.
+    Client,
+    /// A limit of time passed.
+    Timeout,
+    /// The relay's own drain was over.
+    Shutdown,
+    /// The relay did not want this answer: the request moved, or its stream broke a rule.
+    Relay,
+}
+
+impl Origin {
+    /// Tells it from what the worker is told.
+    pub fn of(reason: &CancelReason) -> Self {
+        match reason {
+            CancelReason::ClientDisconnect => Self::Client,
+            CancelReason::Timeout => Self::Timeout,
+            CancelReason::ServerShutdown => Self::Shutdown,
+            CancelReason::GracefulShutdown
+            | CancelReason::WorkerDisconnect
+            | CancelReason::RequeueExhausted
+            | CancelReason::Other(_) => Self::Relay,
+        }
+    }
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::Timeout => "timeout",
+            Self::Shutdown => "shutdown",
+            Self::Relay => "relay",
+        }
+    }
+}
+
+/// What came of a cancel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cancelled {
+    /// No worker had the request.
+    Queued,
+    /// The worker closed its call to the engine and said so.
+    Acknowledged,
+    /// The worker had ended the request before it read the cancel.
+    Ended,
+    /// A plain v1 worker, which does not say.
+    Unacknowledged,
+    /// The session ended first.
+    SessionLost,
+}
+
+impl Cancelled {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Acknowledged => "acknowledged",
+            Self::Ended => "ended",
+            Self::Unacknowledged => "unacknowledged",
+            Self::SessionLost => "session_lost",
+        }
+    }
+}
+
 /// All metrics of one relay.
 #[derive(Debug)]
 pub struct Metrics {
@@ -78,10 +144,13 @@ pub struct Metrics {
     pub token_usage: HistogramVec,
     /// `modelrelay_overhead_seconds{leg="admission"}`
     pub overhead_admission: Histogram,
-    /// `modelrelay_requeues_total`
+    /// `modelrelay_overhead_seconds{leg="dispatch"}`
+    pub overhead_dispatch: Histogram,
+    /// `modelrelay_overhead_seconds{leg="answer"}`
+    pub overhead_answer: Histogram,
     requeues: IntCounterVec,
-    /// `modelrelay_cancellations_total`
-    pub cancellations: IntCounterVec,
+    cancellations: IntCounterVec,
+    wasted_tokens: IntCounterVec,
     /// `modelrelay_cancel_ack_seconds`
     pub cancel_ack: Histogram,
     /// `modelrelay_worker_failures_total`
@@ -113,6 +182,13 @@ impl Metrics {
     pub fn new() -> Arc<Self> {
         let registry = Registry::new();
         let r = &registry;
+        let overhead = histograms(
+            r,
+            "modelrelay_overhead_seconds",
+            "Time of the relay itself, waiting for workers, engines and clients excluded.",
+            SHORT,
+            &["leg"],
+        );
         let this = Self {
             models: Mutex::default(),
             requests: counters(
@@ -163,25 +239,26 @@ impl Metrics {
                 TOKENS,
                 &["gen_ai_token_type", "gen_ai_request_model"],
             ),
-            overhead_admission: histograms(
-                r,
-                "modelrelay_overhead_seconds",
-                "Time of the relay itself, waiting excluded: from a whole body to the queue.",
-                SHORT,
-                &["leg"],
-            )
-            .with_label_values(&["admission"]),
+            overhead_admission: overhead.with_label_values(&["admission"]),
+            overhead_dispatch: overhead.with_label_values(&["dispatch"]),
+            overhead_answer: overhead.with_label_values(&["answer"]),
             requeues: counters(
                 r,
                 "modelrelay_requeues_total",
-                "Requests that left a worker before the first byte.",
-                &["reason"],
+                "Requests that left a worker before the first byte, for another one or for the queue.",
+                &["model", "reason"],
             ),
             cancellations: counters(
                 r,
                 "modelrelay_cancellations_total",
-                "Requests that ended before their answer, by phase.",
-                &["phase"],
+                "Requests that were ended early, by who did and what came of it.",
+                &["model", "origin", "result"],
+            ),
+            wasted_tokens: counters(
+                r,
+                "modelrelay_wasted_tokens_total",
+                "Tokens of answers that nobody took to their end, where the engine told them.",
+                &["model", "reason"],
             ),
             cancel_ack: single(
                 r,
@@ -239,10 +316,15 @@ impl Metrics {
                 r,
                 "modelrelay_requests_running",
                 "Requests that a worker has.",
-                &["model"],
+                &["model", "priority"],
             ),
-            queue_size: gauges(r, "modelrelay_queue_size", "Requests that wait.", &["model"]),
-            queue_bytes: gauges(r, "modelrelay_queue_bytes", "Body bytes of requests that wait.", &["model"]),
+            queue_size: gauges(r, "modelrelay_queue_size", "Requests that wait.", &["model", "priority"]),
+            queue_bytes: gauges(
+                r,
+                "modelrelay_queue_bytes",
+                "Body bytes of requests that wait.",
+                &["model", "priority"],
+            ),
             queue_utilization: gauge(
                 r,
                 "modelrelay_queue_capacity_utilization",
@@ -285,9 +367,23 @@ impl Metrics {
         known.get(model).cloned().unwrap_or_else(|| Arc::from("other"))
     }
 
-    /// Counts a request that left a worker before the first byte.
-    pub fn requeued(&self, reason: &str) {
-        self.requeues.with_label_values(&[reason]).inc();
+    /// Counts a request that left a worker before the first byte, for another or for the queue.
+    pub fn requeued(&self, model: &str, reason: &str) {
+        self.requeues.with_label_values(&[&*self.model_label(model), reason]).inc();
+    }
+
+    /// Counts a request that was ended early.
+    pub fn cancelled(&self, model: &str, origin: Origin, result: Cancelled) {
+        let labels = [&*self.model_label(model), origin.as_str(), result.as_str()];
+        self.cancellations.with_label_values(&labels).inc();
+    }
+
+    /// Counts what an answer cost that nobody took to its end.
+    pub fn wasted(&self, model: &str, origin: Origin, usage: TokenCounts) {
+        if let Some(tokens) = usage.total() {
+            let labels = [&*self.model_label(model), origin.as_str()];
+            self.wasted_tokens.with_label_values(&labels).inc_by(tokens);
+        }
     }
 
     /// Notes a ping's round trip.
@@ -328,15 +424,23 @@ impl Metrics {
         let mut fullest = 0;
         for queue in &snapshot.queues {
             fullest = fullest.max(queue.length);
-            let model = self.model_label(&queue.model);
-            self.queue_size.with_label_values(&[&*model]).add(to_i64(queue.length as u64));
-            self.queue_bytes.with_label_values(&[&*model]).add(to_i64(queue.bytes));
+            // A queue that is known and empty says so.
+            let labels = [&*self.model_label(&queue.model), DEFAULT_PRIORITY];
+            self.queue_size.with_label_values(&labels).add(0);
+            self.queue_bytes.with_label_values(&labels).add(0);
         }
         #[allow(clippy::cast_precision_loss, reason = "a ratio for people")]
         self.queue_utilization.set(fullest as f64 / max_requests.max(1) as f64);
-        for running in &snapshot.running {
-            self.requests_running.with_label_values(&[&*self.model_label(&running.model)]).inc();
-        }
+        dispatcher.each_request(|place| {
+            let Place { model, priority, bytes, is_running } = place;
+            let labels = [&*self.model_label(model), priority];
+            if is_running {
+                self.requests_running.with_label_values(&labels).inc();
+            } else {
+                self.queue_size.with_label_values(&labels).inc();
+                self.queue_bytes.with_label_values(&labels).add(to_i64(bytes));
+            }
+        });
         for session in dispatcher.sessions() {
             let live = session.live();
             let state = match () {

@@ -29,6 +29,7 @@ use self::pipe::{Opener, Pipe};
 use self::table::{Outgoing, Stream, Table};
 use crate::dispatch::Work;
 use crate::keys::WorkerCredential;
+use crate::metrics::{Cancelled, Metrics, Origin};
 use crate::scheduler::{RequestKey, WorkerId};
 
 /// Why the relay ends a session.
@@ -105,6 +106,7 @@ pub struct Registration {
 /// One connected worker.
 pub struct Session {
     registration: Registration,
+    metrics: Arc<Metrics>,
     entry: ArcSwap<WorkerCredential>,
     live: Mutex<Live>,
     table: Mutex<Table>,
@@ -129,8 +131,9 @@ impl std::fmt::Debug for Session {
 
 impl Session {
     /// Makes the session of a worker that has registered.
-    pub fn new(registration: Registration) -> Self {
+    pub fn new(registration: Registration, metrics: Arc<Metrics>) -> Self {
         Self {
+            metrics,
             entry: ArcSwap::new(registration.credential.clone()),
             registration,
             live: Mutex::default(),
@@ -165,31 +168,42 @@ impl Session {
 
     /// Hands a request to the worker.
     pub fn dispatch(&self, request: RequestKey, work: Arc<Work>, target: usize, pipe: Arc<Pipe>) -> StreamId {
+        let since = Instant::now();
         let stream = Stream {
             request,
             pipe,
-            since: Instant::now(),
+            model: work.model_name.clone(),
             streaming: work.streaming,
             head: None,
             started: false,
             cancelled: None,
         };
         let stream = self.table().insert(stream).expect("a session has no more slots than streams");
-        self.push(Outgoing::Request { stream, work, target });
+        self.push(Outgoing::Request { stream, work, target, since });
         stream
     }
 
     /// Cancels a request. A plain v1 worker stays silent afterwards, so its stream is forgotten at once.
     pub fn cancel(&self, stream: StreamId, reason: CancelReason) {
+        let origin = Origin::of(&reason);
         let mut table = self.table();
-        let known = if self.is_ours() {
-            table.get_mut(stream).is_some_and(|entry| entry.cancelled.replace(Instant::now()).is_none())
+        if self.is_ours() {
+            let Some(entry) = table.get_mut(stream).filter(|entry| entry.cancelled.is_none()) else { return };
+            entry.cancelled = Some((Instant::now(), origin));
         } else {
-            table.remove(stream).is_some()
-        };
+            let Some(entry) = table.remove(stream) else { return };
+            self.metrics.cancelled(&entry.model, origin, Cancelled::Unacknowledged);
+        }
         drop(table);
-        if known {
-            self.push(Outgoing::Cancel { stream, reason });
+        self.push(Outgoing::Cancel { stream, reason });
+    }
+
+    /// The session is over: what it has not said of cancels it will not say any more.
+    pub fn abandon_cancels(&self) {
+        for entry in self.table().remove_cancelled() {
+            if let Some((_, origin)) = entry.cancelled {
+                self.metrics.cancelled(&entry.model, origin, Cancelled::SessionLost);
+            }
         }
     }
 

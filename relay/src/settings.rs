@@ -28,7 +28,7 @@ pub const ANONYMOUS: &str = "anonymous";
 /// The name of the credential that the shared worker secret stands for.
 const SHARED_SECRET: &str = "worker-secret";
 const DEFAULT_POOL: &str = "default";
-const DEFAULT_PRIORITY: &str = "default";
+pub(crate) const DEFAULT_PRIORITY: &str = "default";
 
 /// One consistent set of settings.
 #[derive(Debug)]

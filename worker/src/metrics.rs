@@ -119,7 +119,7 @@ impl Metrics {
             .set(1);
         Ok(Self {
             relays,
-            slots: gauges("modelrelay_worker_slots", "Slots, by what they are doing.", &["state"])?,
+            slots: gauges("modelrelay_worker_own_slots", "Slots, by what they are doing.", &["state"])?,
             running: gauge("modelrelay_worker_jobs_running", "Requests that run now.")?,
             answered: jobs.with_label_values(&[Outcome::Answered.as_str()]),
             jobs,

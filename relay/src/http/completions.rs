@@ -24,7 +24,7 @@ use crate::dispatch::{Submit, Ticket, Work};
 use crate::keys::{ClientCredential, ClientKey};
 use crate::limits::OverLimit;
 use crate::scheduler::{RequestKey, Submission};
-use crate::session::pipe::Head;
+use crate::session::pipe::{Head, Progress};
 use crate::settings::Settings;
 
 /// Answers one request of the client port.
@@ -110,6 +110,7 @@ async fn answer(
         work,
         request_id: record.request_id.as_str().into(),
         tenant: key.tenant_name.clone(),
+        priority: key.priority.clone(),
         model: asked.model,
     });
     record.follow(&ticket.pipe);
@@ -186,7 +187,11 @@ fn respond(
 ) -> Response {
     let api = route.api();
     let request_id = record.request_id.to_header();
-    let shown = settings.config.headers.expose.then(|| Shown::of(&ticket, &record)).flatten();
+    let progress = ticket.pipe.progress();
+    let shown = settings.config.headers.expose.then(|| Shown::of(&progress, &record)).flatten();
+    if head.is_some() {
+        record.begins_to_answer(&progress);
+    }
     let mut response = match head {
         Some(Head { status, headers }) => {
             let mut response = match ticket.pipe.take_whole() {
@@ -235,8 +240,8 @@ struct Shown {
 }
 
 impl Shown {
-    fn of(ticket: &Ticket, record: &Record) -> Option<Self> {
-        let attempt = ticket.pipe.progress().attempt?;
+    fn of(progress: &Progress, record: &Record) -> Option<Self> {
+        let attempt = progress.attempt.as_ref()?;
         let queued = record.queued_until(attempt.dispatched)?;
         Some(Self {
             worker: HeaderValue::from_str(&attempt.worker).ok()?,

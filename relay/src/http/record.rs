@@ -10,7 +10,7 @@ use super::headers::RequestId;
 use super::route::ApiRoute;
 use crate::keys::ClientKey;
 use crate::limits::Permit;
-use crate::metrics::{Metrics, Outcome};
+use crate::metrics::{Metrics, Origin, Outcome};
 use crate::session::pipe::{Pipe, Progress};
 
 /// A request on its way; dropping it unfinished means that the client left.
@@ -93,6 +93,13 @@ impl Record {
         self.pipe = Some(pipe.clone());
     }
 
+    /// Notes how long the first byte of the answer took from the worker's connection to the client's.
+    pub fn begins_to_answer(&self, progress: &Progress) {
+        if let Some(first_byte) = progress.first_byte {
+            self.metrics.overhead_answer.observe(first_byte.elapsed().as_secs_f64());
+        }
+    }
+
     /// Counts bytes that the client got.
     pub fn sent(&mut self, bytes: usize) {
         self.bytes_sent += bytes as u64;
@@ -156,13 +163,10 @@ impl Record {
             }
         }
         self.count_tokens(now);
-        if outcome == Outcome::ClientGone {
-            let phase = match (waited_until, self.progress.first_byte) {
-                (None, _) => "queued",
-                (Some(_), None) => "dispatched",
-                (Some(_), Some(_)) => "streaming",
-            };
-            metrics.cancellations.with_label_values(&[phase]).inc();
+        if outcome == Outcome::ClientGone
+            && let Some(usage) = self.progress.usage
+        {
+            metrics.wasted(&self.model, Origin::Client, usage);
         }
         info!(
             request_id = self.request_id.as_str(),
@@ -190,10 +194,7 @@ impl Record {
                 usage.observe(f64::from(count));
             }
         }
-        let told = usage.total_tokens.map(u64::from).or_else(|| {
-            let both = [usage.prompt_tokens, usage.completion_tokens];
-            both.iter().any(Option::is_some).then(|| both.into_iter().flatten().map(u64::from).sum())
-        });
+        let told = usage.total();
         if let Some(total) = told {
             self.metrics.tenant_tokens.with_label_values(&[&*self.tenant, model]).inc_by(total);
         }

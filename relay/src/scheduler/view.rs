@@ -139,6 +139,18 @@ impl Scheduler {
         Some(Shortage { lacking, band: next.band, submitted: next.submitted })
     }
 
+    /// Returns a request's bytes of body, whether it runs, and the models that it waits for or the one that it runs as.
+    pub fn places(&self, request: RequestKey) -> Option<(u64, bool, Vec<&str>)> {
+        let request = self.requests.get(&request)?;
+        Some(match &request.state {
+            State::Running(run) => (request.bytes, true, vec![&*request.targets[run.target].model]),
+            State::Waiting(wait) => {
+                let models = wait.models.iter().map(|&model| &*self.models[model].name);
+                (request.bytes, false, models.collect())
+            }
+        })
+    }
+
     /// Copies everything there is.
     pub fn snapshot(&self, now: Instant) -> Snapshot {
         let queues = self.models.by_name().map(|model| QueueView {

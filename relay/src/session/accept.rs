@@ -27,6 +27,7 @@ use crate::admission::stable_hash;
 use crate::app::Relay;
 use crate::dispatch::TooMany;
 use crate::keys::WorkerCredential;
+use crate::metrics::Metrics;
 use crate::scheduler::{Capacity, WorkerId, WorkerInfo};
 
 /// Read from the socket at once. The library's own size would cost 128 KiB for each idle worker.
@@ -89,8 +90,9 @@ pub async fn run(relay: Arc<Relay>, stream: TcpStream, read: Bytes, arrival: Arr
     socket.get_mut().open();
     let id = relay.dispatcher.next_worker_id();
     let window = u32::try_from(relay.settings.load().config.limits.response_window_bytes.0);
-    let session =
-        Arc::new(session(id, &register, credential, arrival.remote, window.unwrap_or(DEFAULT_WINDOW_BYTES)));
+    let window = window.unwrap_or(DEFAULT_WINDOW_BYTES);
+    let session = session(id, &register, credential, arrival.remote, window, relay.metrics.clone());
+    let session = Arc::new(session);
     let models = session.accept_models(&register.models);
     relay.metrics.know_models(&models);
     session.send(ToWorker::RegisterAck(acknowledge(&session, &register, &models)));
@@ -156,10 +158,11 @@ fn session(
     credential: Arc<WorkerCredential>,
     remote: SocketAddr,
     window_bytes: u32,
+    metrics: Arc<Metrics>,
 ) -> Session {
     let extensions = Extensions::all().in_force(register.extensions);
     let most = credential.max_slots.unwrap_or(u32::MAX).min(MAX_STREAMS);
-    Session::new(super::Registration {
+    let registration = super::Registration {
         id,
         name: display_name(&register.worker_name),
         instance: register.instance.clone().filter(|instance| instance.len() <= 128),
@@ -170,7 +173,8 @@ fn session(
         remote,
         since: Instant::now(),
         window_bytes: window_bytes.max(MIN_WINDOW_BYTES),
-    })
+    };
+    Session::new(registration, metrics)
 }
 
 /// A name for logs, headers and pages: printable, and not endless.

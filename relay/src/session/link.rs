@@ -208,8 +208,11 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Link<IO> {
     /// Returns the next message to write: what the outbox holds, then one part of each large body in turn.
     fn next_message(&mut self) -> Option<Message> {
         while let Some(outgoing) = self.session.pop() {
-            if self.closing.is_some() && matches!(outgoing, Outgoing::Request { .. }) {
-                continue;
+            if let Outgoing::Request { since, .. } = &outgoing {
+                if self.closing.is_some() {
+                    continue;
+                }
+                self.metrics.overhead_dispatch.observe(since.elapsed().as_secs_f64());
             }
             if let Some(message) = self.encode(outgoing) {
                 return Some(message);
@@ -232,7 +235,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Link<IO> {
 
     fn encode(&mut self, outgoing: Outgoing) -> Option<Message> {
         match outgoing {
-            Outgoing::Request { stream, work, target } if self.session.is_ours() => {
+            Outgoing::Request { stream, work, target, .. } if self.session.is_ours() => {
                 let mut rest = work.body_for(target);
                 let body_bytes = rest.len() as u64;
                 let first = rest.split_to(rest.len().min(MAX_PAYLOAD_BYTES));
@@ -263,7 +266,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Link<IO> {
                     }
                 }
             }
-            Outgoing::Request { stream, work, target } => {
+            Outgoing::Request { stream, work, target, .. } => {
                 match v1::request(stream, &work, target, self.session.entry().forward_credentials) {
                     Ok(text) => Some(Message::text(text)),
                     Err(error) => {
@@ -318,7 +321,9 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Link<IO> {
             Some(closing) => closing.until,
             None => self.next_ping.min(self.last_frame + SILENCE_LIMIT),
         };
-        for earlier in [self.plain.held.due(), draining_until.filter(|until| *until > now)].into_iter().flatten() {
+        for earlier in
+            [self.plain.held.due(), draining_until.filter(|until| *until > now)].into_iter().flatten()
+        {
             due = due.min(earlier);
         }
         if self.timer.deadline() != due {

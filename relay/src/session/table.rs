@@ -6,6 +6,7 @@ use modelrelay_protocol::codec::StreamId;
 use tokio::time::Instant;
 
 use crate::dispatch::Work;
+use crate::metrics::Origin;
 use crate::scheduler::RequestKey;
 use crate::session::pipe::{Head, Pipe};
 
@@ -19,16 +20,16 @@ pub struct Stream {
     pub request: RequestKey,
     /// Where its response goes.
     pub pipe: Arc<Pipe>,
-    /// When it was handed to the worker.
-    pub since: Instant,
+    /// Model as the client named it.
+    pub model: Arc<str>,
     /// Whether the client asked for a stream.
     pub streaming: bool,
     /// Status and headers that wait for the first byte of the body.
     pub head: Option<Head>,
     /// The first byte was seen.
     pub started: bool,
-    /// When a cancel was sent; what comes after it is dropped.
-    pub cancelled: Option<Instant>,
+    /// When a cancel was sent, and on whose account; what comes after it is dropped.
+    pub cancelled: Option<(Instant, Origin)>,
 }
 
 #[derive(Debug, Default)]
@@ -59,7 +60,7 @@ impl Table {
         let slot = &mut self.slots[usize::from(index)];
         slot.stream = Some(stream);
         self.used += 1;
-        Some(StreamId(u32::from(slot.generation) << 16 | u32::from(index)))
+        Some(id(slot.generation, index))
     }
 
     /// Finds a request.
@@ -79,6 +80,17 @@ impl Table {
         Some(stream)
     }
 
+    /// Takes those out whose cancel was not answered yet.
+    pub fn remove_cancelled(&mut self) -> Vec<Stream> {
+        let cancelled = |slot: &Slot| slot.stream.as_ref().is_some_and(|stream| stream.cancelled.is_some());
+        let ids: Vec<StreamId> = (0..)
+            .zip(&self.slots)
+            .filter(|(_, slot)| cancelled(slot))
+            .map(|(index, slot)| id(slot.generation, index))
+            .collect();
+        ids.into_iter().filter_map(|id| self.remove(id)).collect()
+    }
+
     /// Returns how many requests are in the table, those that wait for the answer to a cancel included.
     pub fn len(&self) -> usize {
         self.used
@@ -88,6 +100,10 @@ impl Table {
     pub fn is_empty(&self) -> bool {
         self.used == 0
     }
+}
+
+fn id(generation: u16, index: u16) -> StreamId {
+    StreamId(u32::from(generation) << 16 | u32::from(index))
 }
 
 fn split(id: StreamId) -> (u16, usize) {
@@ -105,6 +121,8 @@ pub enum Outgoing {
         work: Arc<Work>,
         /// Which of its targets.
         target: usize,
+        /// When it was decided.
+        since: Instant,
     },
     /// Ends a request early.
     Cancel {
@@ -132,7 +150,7 @@ mod tests {
         Stream {
             request: RequestKey(request),
             pipe: Pipe::new(),
-            since: Instant::now(),
+            model: "m".into(),
             streaming: false,
             head: None,
             started: false,

@@ -109,10 +109,14 @@ async fn workers_queue_and_requests_are_shown_as_they_are() {
     assert!(find("m")["oldest_ms"].is_u64());
     assert!(queue["body_bytes_held"].as_u64().unwrap() > 0);
 
-    assert_eq!(relay.metric(r#"modelrelay_requests_running{model="m"}"#).await, 2.0);
-    assert_eq!(relay.metric(r#"modelrelay_queue_size{model="m"}"#).await, 1.0);
-    assert_eq!(relay.metric(r#"modelrelay_queue_size{model="other"}"#).await, 1.0, "clients make no labels");
-    assert_eq!(relay.metric(r#"modelrelay_queue_bytes{model="m"}"#).await, body.len() as f64);
+    assert_eq!(relay.metric(r#"modelrelay_requests_running{model="m",priority="default"}"#).await, 2.0);
+    assert_eq!(relay.metric(r#"modelrelay_queue_size{model="m",priority="default"}"#).await, 1.0);
+    let others = r#"modelrelay_queue_size{model="other",priority="default"}"#;
+    assert_eq!(relay.metric(others).await, 1.0, "clients make no labels");
+    assert_eq!(
+        relay.metric(r#"modelrelay_queue_bytes{model="m",priority="default"}"#).await,
+        body.len() as f64
+    );
     assert_eq!(relay.metric("modelrelay_queue_capacity_utilization").await, 0.001);
     assert_eq!(relay.metric(r#"modelrelay_workers{pool="default",state="ready"}"#).await, 1.0);
     assert_eq!(relay.metric(r#"modelrelay_worker_slots{pool="default",state="in_use"}"#).await, 2.0);

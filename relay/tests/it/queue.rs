@@ -104,6 +104,12 @@ async fn priority_goes_first_then_the_tenant_with_less_slot_time_then_arrival() 
         waiting.push(relay.ask_with(keyed(key, "m", note)));
         relay.queued(place + 1).await;
     }
+    for (metric, priority, n) in
+        [("requests_running", "default", 1.0), ("queue_size", "default", 3.0), ("queue_size", "urgent", 1.0)]
+    {
+        let sample = format!(r#"modelrelay_{metric}{{model="m",priority="{priority}"}}"#);
+        assert_eq!(relay.metric(&sample).await, n, "{sample}");
+    }
     let mut order = vec![note(&request)];
     for _ in 0..4 {
         worker.complete(&request, 200, "").await;

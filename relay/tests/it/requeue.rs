@@ -24,7 +24,7 @@ async fn a_worker_lost_before_the_first_byte_is_replaced_by_another() {
         relay.workers(0).await;
     }
     relay.settled().await;
-    assert_eq!(relay.metric(r#"modelrelay_requeues_total{reason="worker_lost"}"#).await, 2.0);
+    assert_eq!(relay.metric(r#"modelrelay_requeues_total{model="m",reason="worker_lost"}"#).await, 2.0);
 }
 
 #[tokio::test]
@@ -116,7 +116,10 @@ async fn a_backend_that_answers_503_is_passed_over_while_another_is_left() {
     let answer = asked.answer().await;
     assert_eq!((answer.status(), answer.text().await.as_str()), (503, "busy two"));
     relay.settled().await;
-    assert_eq!(relay.metric(r#"modelrelay_requeues_total{reason="backend_unavailable"}"#).await, 2.0);
+    assert_eq!(
+        relay.metric(r#"modelrelay_requeues_total{model="m",reason="backend_unavailable"}"#).await,
+        2.0
+    );
 }
 
 #[tokio::test]
@@ -157,7 +160,7 @@ async fn what_a_worker_says_of_a_failure_decides_whether_the_request_moves() {
         let request = second.request().await;
         second.complete(&request, 200, label).await;
         assert_eq!(asked.answer().await.text().await, label);
-        let sample = format!(r#"modelrelay_requeues_total{{reason="{label}"}}"#);
+        let sample = format!(r#"modelrelay_requeues_total{{model="m",reason="{label}"}}"#);
         assert_eq!(relay.metric(&sample).await, 1.0);
         // Nobody else: the table's row, at once.
         drop(second);
@@ -166,6 +169,7 @@ async fn what_a_worker_says_of_a_failure_decides_whether_the_request_moves() {
         let (stream, ..) = first.request().await;
         first.fail(stream, code).await;
         assert_eq!(asked.answer().await.error().await, (502, "backend_error".into()), "{label}");
+        assert_eq!(relay.metric(&sample).await, 1.0, "the last one did not move");
         drop(first);
         relay.workers(0).await;
     }

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::support::v1::completion;
-use crate::support::{CHAT, TestRelay, V1Worker, chat};
+use crate::support::{CHAT, TestRelay, V1Worker, chat, eventually};
 
 #[tokio::test]
 async fn usage_is_read_from_a_copy_of_what_the_engine_said() {
@@ -57,4 +57,26 @@ async fn usage_is_read_from_a_copy_of_what_the_engine_said() {
     assert_eq!(relay.metric(tokens).await, f64::from(4 * 12 + 2));
     let input = r#"gen_ai_client_token_usage_sum{gen_ai_request_model="m",gen_ai_token_type="input"}"#;
     assert_eq!(relay.metric(input).await, f64::from(4 * 7 + 1));
+}
+
+#[tokio::test]
+async fn an_answer_that_its_client_does_not_take_to_its_end_is_wasted() {
+    let relay = TestRelay::start("").await;
+    let mut worker = V1Worker::join(&relay, &["m"], 1).await;
+    let asked = relay.ask(CHAT, chat("m", true));
+    let request = worker.request().await;
+    worker.chunk(&request, "data: 1\n\n").await;
+    let mut answer = asked.answer().await;
+    answer.at_least(9).await;
+    // More than the sockets between relay and client hold.
+    worker.chunk(&request, &"x".repeat(12 * 1024 * 1024)).await;
+    let mut end = completion(&request, 200, "");
+    end["token_counts"] = json!({ "prompt_tokens": 30, "completion_tokens": 12 });
+    worker.send(end).await;
+    eventually("the answer is whole here", || relay.relay.dispatcher.is_idle().then_some(())).await;
+    drop(answer);
+    relay.until_metric(r#"modelrelay_wasted_tokens_total{model="m",reason="client"}"#, 42.0).await;
+    let cancelled = relay.metrics().await;
+    assert!(!cancelled.contains("modelrelay_cancellations_total{"), "the worker had ended it: {cancelled}");
+    relay.settled().await;
 }

@@ -4,7 +4,7 @@ use dev_backend::Backend;
 use modelrelay_protocol::window::DEFAULT_WINDOW_BYTES;
 use serde_json::json;
 
-use crate::metrics_table::{assert_documented, lint};
+use crate::metrics_table::{assert_documented, assert_no_name_is_shared, lint};
 use crate::program::get;
 use crate::support::{Relay, config, worker};
 
@@ -29,6 +29,7 @@ async fn scrape() -> String {
 #[tokio::test]
 async fn each_metric_stands_in_the_readme_with_its_labels() {
     assert_documented("Worker", &scrape().await);
+    assert_no_name_is_shared();
 }
 
 #[tokio::test]

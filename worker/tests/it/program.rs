@@ -147,8 +147,8 @@ async fn the_operations_port_tells_life_readiness_and_figures() {
     session.response(1).await;
     let text = get(address, "/metrics").await;
     for line in [
-        "modelrelay_worker_slots{state=\"total\"} 4",
-        "modelrelay_worker_slots{state=\"lent\"} 4",
+        "modelrelay_worker_own_slots{state=\"total\"} 4",
+        "modelrelay_worker_own_slots{state=\"lent\"} 4",
         "modelrelay_worker_backend_healthy 1",
         "modelrelay_worker_models 1",
         "modelrelay_worker_backend_first_byte_seconds_count 1",

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use modelrelay_protocol::codec::{
     self, FailureCode, MAX_BINARY_FRAME_BYTES, ResponsePart, StreamId, WorkerFrame,
 };
-use modelrelay_protocol::frame::{self, Extension, TextError, ToRelay, ToWorker};
+use modelrelay_protocol::frame::{self, Extension, TextError, ToRelay, ToWorker, TokenCounts};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
@@ -12,9 +12,11 @@ use tracing::{debug, info, warn};
 use super::{Link, v1};
 use crate::http::error::RelayError;
 use crate::http::headers;
+use crate::metrics::Cancelled;
 use crate::scheduler::{Event, RefusalCause, RequestKey};
 use crate::session::Close;
 use crate::session::pipe::Head;
+use crate::session::table::{Stream, Table};
 
 impl<IO: AsyncRead + AsyncWrite + Unpin> Link<IO> {
     pub(super) fn on_binary(&mut self, bytes: Bytes, now: Instant) -> Result<(), Close> {
@@ -37,7 +39,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Link<IO> {
             }
             Ok(WorkerFrame::Cancelled { stream, regrant }) => {
                 let regrant = self.settle(stream, regrant);
-                self.on_failed(stream, FailureCode::Internal, "cancelled by the worker", regrant, now);
+                self.on_cancelled(stream, regrant, now);
             }
             Ok(WorkerFrame::Window { stream, bytes }) => {
                 if let Some(upload) = self.uploads.iter_mut().find(|upload| upload.stream == stream) {
@@ -58,18 +60,14 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Link<IO> {
     fn on_response(&mut self, id: StreamId, mut part: ResponsePart, now: Instant) {
         let worker = self.session.id;
         let mut table = self.session.table();
-        let Some(entry) = table.get_mut(id) else {
-            drop(table);
-            self.metrics.late_frames.inc();
-            return;
-        };
-        if entry.cancelled.is_some() {
-            drop(table);
-            if part.end {
-                self.acknowledged(id, part.regrant, now);
+        let entry = match awaited(&mut table, id) {
+            Ok(entry) => entry,
+            Err(late) => {
+                drop(table);
+                let last = part.end.then_some(Last { result: Cancelled::Ended, regrant: part.regrant });
+                return self.late(id, late, last, part.usage, now);
             }
-            return;
-        }
+        };
         if part.end {
             self.uploads.retain(|upload| upload.stream != id);
         }
@@ -173,15 +171,10 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Link<IO> {
         self.uploads.retain(|upload| upload.stream != id);
         let worker = self.session.id;
         let mut table = self.session.table();
-        let Some(entry) = table.get_mut(id) else {
+        if let Err(late) = awaited(&mut table, id) {
             drop(table);
-            self.metrics.late_frames.inc();
-            return;
-        };
-        if entry.cancelled.is_some() {
-            drop(table);
-            self.acknowledged(id, regrant, now);
-            return;
+            let last = Last { result: Cancelled::Ended, regrant };
+            return self.late(id, late, Some(last), None, now);
         }
         let entry = table.remove(id).expect("it was found above");
         drop(table);
@@ -200,14 +193,35 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Link<IO> {
         }
     }
 
-    /// The worker answered a cancel, or had ended the request before it read it.
-    fn acknowledged(&self, id: StreamId, regrant: bool, now: Instant) {
+    /// A frame came for a request that is over here. The last one after a cancel ends it at the worker too.
+    fn late(&self, id: StreamId, late: Late, last: Option<Last>, usage: Option<TokenCounts>, now: Instant) {
+        if late == Late::Unknown {
+            self.metrics.late_frames.inc();
+            return;
+        }
+        let Some(Last { result, regrant }) = last else { return };
         let Some(entry) = self.session.table().remove(id) else { return };
-        if let Some(at) = entry.cancelled {
+        if let Some((at, origin)) = entry.cancelled {
+            self.metrics.cancelled(&entry.model, origin, result);
             self.metrics.cancel_ack.observe((now - at).as_secs_f64());
+            if let Some(usage) = usage {
+                self.metrics.wasted(&entry.model, origin, usage);
+            }
         }
         if regrant {
             self.dispatcher.worker_event(Event::Granted { worker: self.session.id, credits: 1 });
+        }
+    }
+
+    /// The worker closed a call to its engine: because it was told to, or it says so on its own.
+    fn on_cancelled(&mut self, id: StreamId, regrant: bool, now: Instant) {
+        let late = awaited(&mut self.session.table(), id).err();
+        match late {
+            Some(late) => {
+                let last = Last { result: Cancelled::Acknowledged, regrant };
+                self.late(id, late, Some(last), None, now);
+            }
+            None => self.on_failed(id, FailureCode::Internal, "cancelled by the worker", regrant, now),
         }
     }
 
@@ -297,6 +311,28 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Link<IO> {
             self.dispatcher.worker_event(Event::LoadReported { worker: self.session.id, load });
         }
     }
+}
+
+/// Why a frame comes too late.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Late {
+    /// No such request is known, or not any more.
+    Unknown,
+    /// It was cancelled, and the worker has not answered that yet.
+    Cancelled,
+}
+
+/// The last frame of a request that was cancelled.
+#[derive(Clone, Copy, Debug)]
+struct Last {
+    result: Cancelled,
+    regrant: bool,
+}
+
+/// Finds the request that a frame is for.
+fn awaited(table: &mut Table, id: StreamId) -> Result<&mut Stream, Late> {
+    let entry = table.get_mut(id).ok_or(Late::Unknown)?;
+    if entry.cancelled.is_some() { Err(Late::Cancelled) } else { Ok(entry) }
 }
 
 /// Says whether a failure before the first byte moves the request, and as what.

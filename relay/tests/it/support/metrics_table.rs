@@ -17,6 +17,15 @@ pub fn assert_documented(table: &str, scrape: &str) {
     );
 }
 
+/// Fails when a name stands in both tables, but for those of any process: one name has one set of labels.
+pub fn assert_no_name_is_shared() {
+    let name = |row: &String| row.split(' ').next().unwrap_or_default().to_owned();
+    let names = |table| documented(table).iter().map(name).collect::<BTreeSet<_>>();
+    let (relay, worker) = (names("Relay"), names("Worker"));
+    let shared: Vec<_> = relay.intersection(&worker).filter(|name| !name.starts_with("process_")).collect();
+    assert!(shared.is_empty(), "{shared:?}");
+}
+
 /// Runs `promtool check metrics` on a scrape, where there is one.
 pub fn lint(scrape: &str) {
     let Some(promtool) = std::env::var_os("MODELRELAY_PROMTOOL") else {

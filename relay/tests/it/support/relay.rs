@@ -95,6 +95,16 @@ impl TestRelay {
         line.map_or(0.0, |value| value.parse().unwrap())
     }
 
+    /// Waits until a sample has this value.
+    pub async fn until_metric(&self, sample: &str, value: f64) {
+        let same = async {
+            while (self.metric(sample).await - value).abs() > f64::EPSILON {
+                tokio::task::yield_now().await;
+            }
+        };
+        soon(sample, same).await;
+    }
+
     /// Waits until this many requests wait in the queue.
     pub async fn queued(&self, n: usize) {
         eventually(&format!("{n} in the queue"), || {
