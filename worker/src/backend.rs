@@ -118,29 +118,23 @@ impl Backend {
         let mut headers = call.headers;
         strip(&mut headers);
         headers.insert(header::HOST, self.target.authority.clone());
-        let request = |body, headers| {
-            let mut request = Request::new(body);
-            *request.method_mut() = call.method.clone();
-            *request.uri_mut() = uri.clone();
-            *request.headers_mut() = headers;
-            request
-        };
+        let mut request = Request::new(call.body);
+        *request.method_mut() = call.method;
+        *request.uri_mut() = uri;
+        *request.headers_mut() = headers;
 
         let idle = std::future::poll_fn(|cx| std::task::Poll::Ready(self.pool.take(cx))).await;
-        if let Some(mut connection) = idle {
-            let again = call.body.again();
-            connection.listen();
-            let sent = pin!(connection.sender.send_request(request(call.body, headers.clone())));
-            match Exchange::head(&mut connection, sent).await {
-                Ok(response) => return Ok(Exchange::new(connection, Arc::clone(&self.pool), response)),
-                // The backend closed an idle connection while the request was on its way: it never saw it.
-                Err(_) if !connection.heard() && again.is_untouched() => {
-                    return Box::pin(self.fresh(request(again, headers))).await;
-                }
-                Err(error) => return Err(CallError::from_hyper(&error)),
-            }
+        let Some(mut connection) = idle else { return Box::pin(self.fresh(request)).await };
+        let sent = pin!(connection.sender.try_send_request(request));
+        match Exchange::head(&mut connection, sent).await {
+            Ok(response) => Ok(Exchange::new(connection, Arc::clone(&self.pool), response)),
+            // A request comes back when nothing of it was written: the connection had ended before. Once a byte was
+            // written nobody can tell what the backend did with it, and it must not get the request a second time.
+            Err(mut error) => match error.take_message() {
+                Some(request) => Box::pin(self.fresh(request)).await,
+                None => Err(CallError::from_hyper(error.error())),
+            },
         }
-        Box::pin(self.fresh(request(call.body, headers))).await
     }
 
     /// Asks on a new connection. Boxed by its callers: dialling is rare, and would make every job larger by what it needs.

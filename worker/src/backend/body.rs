@@ -23,7 +23,7 @@ pub(crate) enum RequestBody {
 }
 
 /// A body that the relay sends in parts.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Arriving {
     pub(crate) mailbox: Arc<Mailbox>,
     pub(crate) control: Control,
@@ -32,24 +32,6 @@ pub(crate) struct Arriving {
     pub(crate) left: u64,
     /// Whether the next part is the one that came with the head.
     pub(crate) first: bool,
-}
-
-impl RequestBody {
-    /// Returns the body again when nothing of it is lost, so that the request may be sent once more.
-    pub(crate) fn again(&self) -> Self {
-        match self {
-            Self::Whole(bytes) => Self::Whole(bytes.clone()),
-            Self::Arriving(arriving) => Self::Arriving(arriving.clone()),
-        }
-    }
-
-    /// Says whether a copy made by [`Self::again`] has still everything to send.
-    pub(crate) fn is_untouched(&self) -> bool {
-        match self {
-            Self::Whole(_) => true,
-            Self::Arriving(arriving) => arriving.mailbox.body_untouched(),
-        }
-    }
 }
 
 impl Body for RequestBody {

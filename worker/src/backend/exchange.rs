@@ -57,13 +57,7 @@ pub(crate) struct Exchange {
 
 impl Exchange {
     /// Waits for a response's head while driving its connection.
-    pub(super) async fn head<F>(
-        connection: &mut Connection,
-        mut response: Pin<&mut F>,
-    ) -> hyper::Result<Response<Incoming>>
-    where
-        F: Future<Output = hyper::Result<Response<Incoming>>>,
-    {
+    pub(super) async fn head<F: Future>(connection: &mut Connection, mut response: Pin<&mut F>) -> F::Output {
         std::future::poll_fn(|cx| {
             connection.drive(cx);
             response.as_mut().poll(cx)

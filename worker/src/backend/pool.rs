@@ -4,23 +4,21 @@
 //! request that is dropped takes its socket with it at once.
 
 use std::future::Future;
-use std::io;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::task::Context;
 use std::time::Duration;
 
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
 use super::body::RequestBody;
 use crate::socket::Socket;
 
-/// How long an idle connection is kept.
-const KEEP_IDLE: Duration = Duration::from_secs(60);
+/// How long an idle connection is kept. Less than engines do (five seconds where they run on uvicorn, Node or
+/// llama-server's HTTP library): who closes first cannot lose a request that is on its way.
+const KEEP_IDLE: Duration = Duration::from_secs(4);
 
 /// Idle connections that are kept that long; a burst's others cost about 20 KiB each and go sooner.
 const KEEP_WARM: usize = 32;
@@ -34,21 +32,16 @@ const MAX_BUFFER_BYTES: usize = 64 * 1024;
 /// A connection that speaks HTTP/1.1.
 pub(super) struct Connection {
     pub(super) sender: http1::SendRequest<RequestBody>,
-    driver: Pin<Box<http1::Connection<TokioIo<Watched>, RequestBody>>>,
-    heard: Arc<AtomicBool>,
+    driver: Pin<Box<http1::Connection<TokioIo<Socket>, RequestBody>>>,
     ended: bool,
-    /// Whether it has carried a request before.
-    pub(super) used: bool,
 }
 
 impl Connection {
     /// Starts HTTP on a socket.
     pub(super) async fn start(socket: Socket) -> hyper::Result<Self> {
-        let heard = Arc::new(AtomicBool::new(false));
-        let watched = Watched { socket, heard: Arc::clone(&heard) };
         let (sender, driver) =
-            http1::Builder::new().max_buf_size(MAX_BUFFER_BYTES).handshake(TokioIo::new(watched)).await?;
-        Ok(Self { sender, driver: Box::pin(driver), heard, ended: false, used: false })
+            http1::Builder::new().max_buf_size(MAX_BUFFER_BYTES).handshake(TokioIo::new(socket)).await?;
+        Ok(Self { sender, driver: Box::pin(driver), ended: false })
     }
 
     /// Moves bytes in both directions as far as they go. What happened is seen at the request and the response.
@@ -58,67 +51,10 @@ impl Connection {
         }
     }
 
-    /// Says whether the backend sent any byte since [`Self::listen`].
-    pub(super) fn heard(&self) -> bool {
-        self.heard.load(Ordering::Relaxed)
-    }
-
-    /// Begins to listen anew.
-    pub(super) fn listen(&self) {
-        self.heard.store(false, Ordering::Relaxed);
-    }
-
     /// Says whether another request may be sent.
     fn is_idle(&mut self, cx: &mut Context<'_>) -> bool {
         self.drive(cx);
         !self.ended && self.sender.is_ready()
-    }
-}
-
-/// Remembers whether anything was read.
-struct Watched {
-    socket: Socket,
-    heard: Arc<AtomicBool>,
-}
-
-impl AsyncRead for Watched {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        let polled = Pin::new(&mut self.socket).poll_read(cx, buf);
-        if buf.filled().len() > before {
-            self.heard.store(true, Ordering::Relaxed);
-        }
-        polled
-    }
-}
-
-impl AsyncWrite for Watched {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.socket).poll_write(cx, buf)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.socket).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.socket.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_shutdown(cx)
     }
 }
 
@@ -137,8 +73,8 @@ impl Pool {
     /// Takes the connection that was used last and is still open. Polling it once finds out.
     pub(super) fn take(&self, cx: &mut Context<'_>) -> Option<Box<Connection>> {
         loop {
-            let (_, mut connection) = self.lock().pop()?;
-            if connection.is_idle(cx) {
+            let (since, mut connection) = self.lock().pop()?;
+            if since.elapsed() <= KEEP_IDLE && connection.is_idle(cx) {
                 return Some(connection);
             }
         }
@@ -149,7 +85,6 @@ impl Pool {
         if !connection.is_idle(cx) {
             return;
         }
-        connection.used = true;
         let mut idle = self.lock();
         if idle.len() < self.most {
             idle.push((Instant::now(), connection));

@@ -28,7 +28,6 @@ struct Inbox {
     opened: u32,
     body: VecDeque<Bytes>,
     body_ended: bool,
-    body_touched: bool,
     window: ReceiveWindow,
 }
 
@@ -47,7 +46,6 @@ impl Mailbox {
             opened: 0,
             body: VecDeque::new(),
             body_ended: false,
-            body_touched: false,
             window: ReceiveWindow::new(request_window_bytes),
         };
         Self { inbox: Mutex::new(inbox), waker: AtomicWaker::new() }
@@ -108,7 +106,6 @@ impl Mailbox {
         let mut inbox = self.lock();
         match inbox.body.pop_front() {
             Some(part) => {
-                inbox.body_touched = true;
                 let opened = if charged { inbox.window.take(window::cost(part.len())) } else { None };
                 // After the last part there is nothing to open a window for.
                 let opened = opened.filter(|_| !inbox.body_ended);
@@ -117,11 +114,6 @@ impl Mailbox {
             None if inbox.body_ended => Poll::Ready(None),
             None => Poll::Pending,
         }
-    }
-
-    /// Says whether nothing of the body was taken, so that a request may be sent again.
-    pub(crate) fn body_untouched(&self) -> bool {
-        !self.lock().body_touched
     }
 
     /// Each change below is complete before anything could panic, so a poisoned lock holds nothing half done.

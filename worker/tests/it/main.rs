@@ -5,6 +5,7 @@
 mod backend;
 mod cancel;
 mod drain;
+mod kept_connections;
 mod metrics;
 #[path = "../../../relay/tests/it/support/metrics_table.rs"]
 #[allow(unreachable_pub, reason = "the relay's tests share it")]
