@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::hash::{BuildHasher, RandomState};
-use std::net::{IpAddr, Ipv4Addr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -118,6 +118,12 @@ impl ControlPlane {
         url(self.port)
     }
 
+    /// Returns the socket's address of the same.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        SocketAddr::from((Ipv4Addr::LOCALHOST, self.port))
+    }
+
     /// Returns the administrator's kubeconfig.
     #[must_use]
     pub fn kubeconfig(&self) -> &Path {
@@ -194,10 +200,34 @@ impl ControlPlane {
     }
 
     fn write_kubeconfig(&self, credential: Credential<'_>) -> Result<PathBuf> {
+        self.write_kubeconfig_at(&self.url(), credential)
+    }
+
+    fn write_kubeconfig_at(&self, url: &str, credential: Credential<'_>) -> Result<PathBuf> {
         let name = format!("kubeconfig-{}", self.serial.fetch_add(1, Ordering::Relaxed));
         let path = self.folder.path().join(name);
-        kubeconfig::write(&path, &self.url(), &self.authority.own().certificate, credential)?;
+        kubeconfig::write(&path, url, &self.authority.own().certificate, credential)?;
         Ok(path)
+    }
+
+    /// Writes a kubeconfig for a token that is good at another address.
+    #[cfg(feature = "proxy")]
+    pub(crate) fn write_token_kubeconfig(&self, url: &str, token: &str) -> Result<PathBuf> {
+        self.write_kubeconfig_at(url, Credential::Token(token))
+    }
+
+    /// Issues a certificate for a server that clients of the cluster trust.
+    #[cfg(feature = "proxy")]
+    pub(crate) fn server_identity(&self, name: &str, address: IpAddr) -> Result<Identity> {
+        let name = format!("{name}-{}", self.serial.fetch_add(1, Ordering::Relaxed));
+        self.authority.issue(&name, &Subject { user: &name, addresses: &[address], ..Subject::default() })
+    }
+
+    /// Returns the certificate with which one may tell the API server in headers who asks.
+    #[cfg(feature = "proxy")]
+    pub(crate) fn front_proxy(&self) -> Identity {
+        let pki = self.folder.path().join("pki");
+        Identity { certificate: pki.join("front-proxy.crt"), key: pki.join("front-proxy.key") }
     }
 
     /// Creates a namespace that is deleted when the value is dropped. Its name begins with `prefix`.
@@ -219,8 +249,15 @@ impl ControlPlane {
     /// Prepares kubectl as the administrator.
     #[must_use]
     pub fn kubectl(&self) -> Command {
+        self.kubectl_as(&self.kubeconfig)
+    }
+
+    /// Prepares kubectl as the user of another kubeconfig.
+    #[must_use]
+    pub fn kubectl_as(&self, kubeconfig: &Path) -> Command {
         let mut command = Command::new(&self.tools.kube);
-        command.arg("kubectl").env("KUBECONFIG", &self.kubeconfig);
+        command.arg("kubectl").env("KUBECONFIG", kubeconfig);
+        command.env("KUBECACHEDIR", self.folder.path().join("kubectl-cache"));
         command
     }
 

@@ -33,6 +33,8 @@ mod folder;
 mod kubeconfig;
 mod namespace;
 mod pki;
+#[cfg(feature = "proxy")]
+pub mod proxy;
 mod tools;
 pub mod wait;
 

@@ -59,9 +59,8 @@ fn users_may_do_nothing_until_a_role_lets_them() {
     let namespace = plane.namespace("users").unwrap();
     let kubeconfig = plane.kubeconfig_for("jane", Some("engineers")).unwrap();
     let list = || {
-        let mut kubectl = plane.kubectl();
-        kubectl.env("KUBECONFIG", &kubeconfig).args(["get", "configmaps", "--namespace", namespace.name()]);
-        kubectl.output().unwrap()
+        let mut kubectl = plane.kubectl_as(&kubeconfig);
+        kubectl.args(["get", "configmaps", "--namespace", namespace.name()]).output().unwrap()
     };
     let refused = list();
     assert!(!refused.status.success());
@@ -88,8 +87,7 @@ fn a_service_account_is_who_its_token_says() {
     wait::until("the default account", LIMIT, || plane.api().find(&account)).unwrap();
     let kubeconfig = plane.kubeconfig_for_service_account(namespace.name(), "default").unwrap();
     let output = plane
-        .kubectl()
-        .env("KUBECONFIG", kubeconfig)
+        .kubectl_as(&kubeconfig)
         .args(["auth", "whoami", "--output=jsonpath={.status.userInfo.username}"])
         .output()
         .unwrap();
