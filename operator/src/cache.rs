@@ -224,6 +224,25 @@ pub struct Caches {
     pub namespaces: Option<Cache<Namespace>>,
 }
 
+impl Caches {
+    /// Whether the first list of every kind has come.
+    pub fn are_ready(&self) -> bool {
+        self.model_relays.is_ready()
+            && self.worker_pools.is_ready()
+            && self.deployments.is_ready()
+            && self.daemon_sets.is_ready()
+            && self.services.is_ready()
+            && self.service_accounts.is_ready()
+            && self.secrets.is_ready()
+            && self.client_keys.is_ready()
+            && self.disruption_budgets.is_ready()
+            && self.network_policies.is_ready()
+            && self.autoscalers.is_ready()
+            && self.pods.is_ready()
+            && self.namespaces.as_ref().is_none_or(Cache::is_ready)
+    }
+}
+
 /// Who is told what the watches see.
 pub trait Observer: Send + Sync + 'static {
     /// A relay was added, changed or deleted.

@@ -6,6 +6,7 @@
 //! | [`cache`] | the watches and what they told |
 //! | [`apply`] | writing children: who owns what, what changed, what is no longer wanted |
 //! | [`context`] | what every reconcile is given; deadlines and errors of calls |
+//! | [`lease`] | which replica acts |
 //! | [`naming`] | names and labels |
 //! | [`options`] | what the operator was told at start |
 //! | [`relay_client`] | questions to relays and workers |
@@ -16,6 +17,7 @@ pub mod api;
 pub mod apply;
 pub mod cache;
 pub mod context;
+pub mod lease;
 pub mod metrics;
 pub mod naming;
 pub mod options;

@@ -1,0 +1,326 @@
+//! Leader election on a Lease: one operator acts, the others stand by.
+//!
+//! The holder renews at a third of the lease's duration and stops acting before it can expire. Others count from when
+//! they saw the last renewal, by their own clock, so that clocks need not agree. A holder that is told to stop gives the
+//! lease back at once.
+
+use std::pin::pin;
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{ObjectMeta, PostParams};
+use kube::runtime::WatchStreamExt as _;
+use kube::runtime::watcher::{self, watcher};
+use kube::{Api, Client};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::cache::Causes;
+use crate::naming::FIELD_MANAGER;
+
+/// Which lease, who asks for it, and how fast.
+#[derive(Clone, Debug)]
+pub struct LeaseSettings {
+    /// The Lease's namespace.
+    pub namespace: String,
+    /// The Lease's name.
+    pub name: String,
+    /// Who asks: unique among all processes that may.
+    pub identity: String,
+    /// How long a holder that is heard of no more keeps it.
+    pub duration: Duration,
+}
+
+impl LeaseSettings {
+    /// Ten seconds: a killed holder is replaced within eleven.
+    pub const DURATION: Duration = Duration::from_secs(10);
+
+    fn renew_every(&self) -> Duration {
+        self.duration / 3
+    }
+
+    /// The holder stops acting so long after its last renewal: before anybody else may begin.
+    fn stop_after(&self) -> Duration {
+        self.duration * 3 / 4
+    }
+}
+
+/// Why leading ended.
+#[derive(Debug, thiserror::Error)]
+pub enum LeaseError {
+    /// Somebody else holds the lease, or it could not be renewed in time.
+    #[error("the lease was lost: {0}")]
+    Lost(String),
+}
+
+/// What is known of a lease that somebody else may hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Seen {
+    /// Changes with every renewal.
+    version: Option<String>,
+    holder: Option<String>,
+    duration: Duration,
+    /// When this version was first seen, by the own clock.
+    since: Instant,
+}
+
+impl Seen {
+    fn next(previous: Option<&Self>, lease: &Lease, now: Instant) -> Self {
+        let version = lease.metadata.resource_version.clone();
+        let spec = lease.spec.clone().unwrap_or_default();
+        let seconds =
+            spec.lease_duration_seconds.and_then(|seconds| u64::try_from(seconds).ok()).unwrap_or(0);
+        let since = match previous {
+            Some(previous) if previous.version == version => previous.since,
+            _ => now,
+        };
+        let holder = spec.holder_identity.filter(|holder| !holder.is_empty());
+        Self { version, holder, duration: Duration::from_secs(seconds), since }
+    }
+
+    /// When `identity` may take the lease.
+    fn free_at(&self, identity: &str) -> Instant {
+        match &self.holder {
+            Some(holder) if holder != identity => self.since + self.duration,
+            _ => self.since,
+        }
+    }
+}
+
+/// A lease to be held while something runs.
+#[derive(Clone, Debug)]
+pub struct Elector {
+    api: Api<Lease>,
+    settings: LeaseSettings,
+}
+
+impl Elector {
+    /// Asks for a lease through `client`.
+    pub fn new(client: Client, settings: LeaseSettings) -> Self {
+        Self { api: Api::namespaced(client, &settings.namespace), settings }
+    }
+
+    /// Waits for the lease, runs `work` while it is held, and gives it back. Returns when `work` does, or when `stop` came
+    /// before the lease. `work` is dropped when the lease is lost.
+    ///
+    /// # Errors
+    /// The lease was lost.
+    pub async fn run<T>(
+        &self,
+        stop: &CancellationToken,
+        work: impl AsyncFnOnce() -> T,
+    ) -> Result<Option<T>, LeaseError> {
+        let Some(held) = stop.run_until_cancelled(self.acquire()).await else { return Ok(None) };
+        info!(lease = self.settings.name, identity = self.settings.identity, "Leading");
+        let done = tokio::select! {
+            done = work() => done,
+            lost = self.keep(held) => return Err(lost),
+        };
+        self.release().await;
+        Ok(Some(done))
+    }
+
+    /// Returns when the lease is held.
+    async fn acquire(&self) -> Lease {
+        let fields = format!("metadata.name={}", self.settings.name);
+        let config = watcher::Config::default().timeout(20).fields(&fields);
+        // A watch tells at once when the lease is given back.
+        let mut changes = pin!(watcher(self.api.clone(), config).default_backoff());
+        let mut seen: Option<Seen> = None;
+        loop {
+            match self.get().await {
+                Ok(None) => {
+                    if let Some(lease) = self.make().await {
+                        return lease;
+                    }
+                    sleep(jittered(Duration::from_millis(500))).await;
+                }
+                Ok(Some(lease)) => {
+                    let now = Instant::now();
+                    let known = Seen::next(seen.as_ref(), &lease, now);
+                    let free_at = known.free_at(&self.settings.identity);
+                    seen = Some(known);
+                    if free_at <= now {
+                        if let Some(lease) = self.take(lease).await {
+                            return lease;
+                        }
+                        // Somebody else was faster, or nobody answers.
+                        sleep(jittered(Duration::from_millis(200))).await;
+                        continue;
+                    }
+                    tokio::select! {
+                        () = sleep_until(free_at) => {}
+                        _ = changes.next() => {}
+                    }
+                }
+                Err(error) => {
+                    warn!(error, "The lease cannot be read");
+                    sleep(jittered(Duration::from_secs(1))).await;
+                }
+            }
+        }
+    }
+
+    /// Renews until that fails for too long, and says why.
+    async fn keep(&self, mut held: Lease) -> LeaseError {
+        let mut renewed = Instant::now();
+        loop {
+            sleep_until(renewed + self.settings.renew_every()).await;
+            let stop_at = renewed + self.settings.stop_after();
+            loop {
+                let began = Instant::now();
+                let mut next = held.clone();
+                let spec = next.spec.get_or_insert_default();
+                spec.renew_time = Some(MicroTime(Timestamp::now()));
+                let problem = match self.replace(&next, stop_at).await {
+                    Ok(lease) => {
+                        (held, renewed) = (lease, began);
+                        break;
+                    }
+                    Err(Problem::Conflict) => match self.get().await {
+                        Ok(Some(lease)) if self.holds(&lease) => {
+                            held = lease;
+                            String::from("somebody else changed the lease")
+                        }
+                        Ok(_) => return LeaseError::Lost(String::from("somebody else holds it")),
+                        Err(problem) => problem,
+                    },
+                    Err(Problem::Other(problem)) => problem,
+                };
+                if Instant::now() + Duration::from_millis(500) >= stop_at {
+                    return LeaseError::Lost(format!("it could not be renewed in time: {problem}"));
+                }
+                warn!(problem, "The lease was not renewed; trying again");
+                sleep(Duration::from_millis(500)).await;
+            }
+        }
+    }
+
+    fn holds(&self, lease: &Lease) -> bool {
+        let holder = lease.spec.as_ref().and_then(|spec| spec.holder_identity.as_deref());
+        holder == Some(&self.settings.identity)
+    }
+
+    /// Gives the lease back, so that the next one need not wait for it to expire.
+    async fn release(&self) {
+        for _ in 0..3 {
+            let Ok(Some(mut lease)) = self.get().await else { return };
+            if !self.holds(&lease) {
+                return;
+            }
+            let spec = lease.spec.get_or_insert_default();
+            spec.holder_identity = Some(String::new());
+            spec.renew_time = Some(MicroTime(Timestamp::now()));
+            if self.replace(&lease, Instant::now() + Duration::from_secs(1)).await.is_ok() {
+                info!(lease = self.settings.name, "Gave the lease back");
+                return;
+            }
+        }
+    }
+
+    async fn get(&self) -> Result<Option<Lease>, String> {
+        match timeout(self.settings.renew_every(), self.api.get_opt(&self.settings.name)).await {
+            Ok(Ok(lease)) => Ok(lease),
+            Ok(Err(error)) => Err(Causes(&error).to_string()),
+            Err(_) => Err(String::from("the API server did not answer in time")),
+        }
+    }
+
+    fn spec(&self, before: Option<&LeaseSpec>) -> LeaseSpec {
+        let now = MicroTime(Timestamp::now());
+        let transitions = before.and_then(|spec| spec.lease_transitions).unwrap_or(0);
+        LeaseSpec {
+            holder_identity: Some(self.settings.identity.clone()),
+            lease_duration_seconds: Some(
+                i32::try_from(self.settings.duration.as_secs().max(1)).unwrap_or(i32::MAX),
+            ),
+            acquire_time: Some(now.clone()),
+            renew_time: Some(now),
+            lease_transitions: Some(if before.is_some() { transitions.saturating_add(1) } else { 0 }),
+            ..LeaseSpec::default()
+        }
+    }
+
+    async fn make(&self) -> Option<Lease> {
+        let metadata = ObjectMeta { name: Some(self.settings.name.clone()), ..ObjectMeta::default() };
+        let lease = Lease { metadata, spec: Some(self.spec(None)) };
+        match timeout(self.settings.renew_every(), self.api.create(&params(), &lease)).await {
+            Ok(Ok(lease)) => Some(lease),
+            Ok(Err(error)) => {
+                warn!(error = %Causes(&error), "The lease cannot be made");
+                None
+            }
+            Err(_) => None,
+        }
+    }
+
+    async fn take(&self, mut lease: Lease) -> Option<Lease> {
+        lease.spec = Some(self.spec(lease.spec.as_ref()));
+        self.replace(&lease, Instant::now() + self.settings.renew_every()).await.ok()
+    }
+
+    /// Replaces this very version of the lease.
+    async fn replace(&self, lease: &Lease, until: Instant) -> Result<Lease, Problem> {
+        let limit = until.saturating_duration_since(Instant::now()).min(self.settings.renew_every());
+        let params = params();
+        let replaced = self.api.replace(&self.settings.name, &params, lease);
+        match timeout(limit, replaced).await {
+            Ok(Ok(lease)) => Ok(lease),
+            Ok(Err(kube::Error::Api(status))) if status.code == 409 => Err(Problem::Conflict),
+            Ok(Err(error)) => Err(Problem::Other(Causes(&error).to_string())),
+            Err(_) => Err(Problem::Other(String::from("the API server did not answer in time"))),
+        }
+    }
+}
+
+/// Those that wait for the same thing do not ask at the same time.
+fn jittered(most: Duration) -> Duration {
+    most.mul_f64(rand::random_range(0.5..=1.0))
+}
+
+fn params() -> PostParams {
+    PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() }
+}
+
+enum Problem {
+    Conflict,
+    Other(String),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lease(version: &str, holder: &str) -> Lease {
+        let metadata = ObjectMeta { resource_version: Some(version.to_owned()), ..ObjectMeta::default() };
+        let spec = LeaseSpec {
+            holder_identity: Some(holder.to_owned()),
+            lease_duration_seconds: Some(10),
+            ..LeaseSpec::default()
+        };
+        Lease { metadata, spec: Some(spec) }
+    }
+
+    #[tokio::test]
+    async fn a_lease_expires_a_whole_duration_after_its_last_renewal_was_seen() {
+        let start = Instant::now();
+        let second = Duration::from_secs(1);
+        let first = Seen::next(None, &lease("1", "a"), start);
+        assert_eq!(first.free_at("b"), start + 10 * second);
+        let same = Seen::next(Some(&first), &lease("1", "a"), start + 5 * second);
+        assert_eq!(same.free_at("b"), start + 10 * second);
+        let renewed = Seen::next(Some(&same), &lease("2", "a"), start + 6 * second);
+        assert_eq!(renewed.free_at("b"), start + 16 * second);
+    }
+
+    #[tokio::test]
+    async fn a_lease_that_was_given_back_or_is_ones_own_is_free_at_once() {
+        let now = Instant::now();
+        assert_eq!(Seen::next(None, &lease("1", ""), now).free_at("b"), now);
+        assert_eq!(Seen::next(None, &lease("1", "b"), now).free_at("b"), now);
+    }
+}
