@@ -35,9 +35,11 @@ pub use check::Invalid;
 pub use read::{ConfigError, Parsed};
 pub use relay::{
     AdminConfig, ClientAuth, ClientAuthConfig, ClientKeyConfig, CorsConfig, DrainConfig, HeadersConfig,
-    LimitsConfig, ModelConfig, OnRemoval, PrefixHashConfig, PriorityConfig, QueueConfig, RelayConfig,
-    RetriesConfig, RoutingConfig, Strategy, TargetConfig, TenantConfig, TimeoutsConfig,
+    LimitsConfig, ModelConfig, OnRemoval, PrefixHashConfig, PriorityConfig, QueueConfig, ReadinessConfig,
+    RelayConfig, RetriesConfig, RoutingConfig, Strategy, TargetConfig, TenantConfig, TimeoutsConfig,
     WorkerCredentialConfig,
 };
 pub use values::{ByteSize, Secret, Sha256Hash, is_key_id};
-pub use worker::{HealthConfig, TlsConfig, WorkerConfig, WorkerDrainConfig, WorkerTimeoutsConfig};
+pub use worker::{
+    HealthConfig, RelayResolve, TlsConfig, WorkerConfig, WorkerDrainConfig, WorkerTimeoutsConfig,
+};

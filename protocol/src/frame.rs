@@ -308,6 +308,9 @@ pub enum ToWorker {
         /// Milliseconds since 1970, echoed.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         timestamp_unix_ms: Option<u64>,
+        /// How many relay replicas there are, when that changed since the worker was told last (extension).
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        replicas: Option<u32>,
     },
     /// The relay leaves: finish what runs; nothing new comes.
     GracefulShutdown {
@@ -493,7 +496,7 @@ mod tests {
     #[test]
     fn unknown_fields_are_ignored() {
         let ping = decode_to_worker(r#"{"type":"ping","timestamp_unix_ms":5,"later":true}"#).unwrap();
-        assert_eq!(ping, ToWorker::Ping { timestamp_unix_ms: Some(5) });
+        assert_eq!(ping, ToWorker::Ping { timestamp_unix_ms: Some(5), replicas: None });
     }
 
     #[test]

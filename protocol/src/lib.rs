@@ -127,10 +127,22 @@
 //!   take an HTTP status for a network error. Repeated failures of one address are answered later and later; a right
 //!   secret is never delayed.
 //! - The 101 names the replica, random per start, and how many replicas there are
-//!   ([`REPLICA`](wellknown::header::REPLICA), [`REPLICAS`](wellknown::header::REPLICAS)). A worker that holds a session
-//!   with this replica already may close before it registers and dial again.
+//!   ([`REPLICA`](wellknown::header::REPLICA), [`REPLICAS`](wellknown::header::REPLICAS)). See [replicas](#replicas).
 //! - After a session ended a worker dials again after a random time of up to 0.25 s, doubled with each attempt to at
 //!   most 5 s, or 30 s after a 1008. It starts over once a session has lasted 30 s.
+//!
+//! # Replicas
+//! Several relays may stand behind one address, or at several. They do not know one another: a worker holds a session with
+//! each, and so each relay answers as if it were alone.
+//!
+//! - A worker that reaches a replica which it holds a session with, by whatever address, closes before it registers.
+//! - Where it holds fewer replicas than the 101 says there are, and they may be behind the address that it dialled, it
+//!   dials again: after a random time of up to 0.25 s, doubled each time that this leads to a replica it holds, to at most
+//!   30 s, or 300 s where those that this address has not shown may be the ones it holds by other addresses.
+//! - When the number changes, the relay says so at once: a `ping` with `replicas` to each session with `slots.v1`. Then, and
+//!   when a replica leaves or is lost, a worker looks again within a random second.
+//! - A host name that is known to stand for one relay at each of its addresses, such as that of a headless Service, is
+//!   resolved again every ten seconds and when a session ends, and each address holds a session. TLS checks the name.
 //!
 //! # Registering
 //! The worker's first frame is [`register`](frame::Register), within [`REGISTER_DEADLINE`](wellknown::REGISTER_DEADLINE)
@@ -206,10 +218,10 @@
 //! and with its full load instead.
 //!
 //! **A relay** sends `goaway` with a deadline, drawn at random for each session so that workers do not come back in a
-//! storm. The worker takes its idle credits back and holds other relays, but still answers this one's wants, so that no
-//! queued request is refused. When the relay needs no worker any more it sends `empty`. The worker closes with 1000 after
-//! `empty` once nothing of this relay runs there, or at the deadline. Workers that come while a relay leaves are closed
-//! with 1001.
+//! storm. The worker makes sure that it holds the other replicas, and takes its idle credits back, but still answers this
+//! one's wants, so that no queued request is refused. When the relay needs no worker any more it sends `empty`. After
+//! `empty`, or after the deadline, the worker closes with 1000 once nothing of this relay runs there; what runs longer the
+//! relay itself breaks off at the end of its drain. Workers that come while a relay leaves are closed with 1001.
 //!
 //! # Close codes
 //! | code | from | when |

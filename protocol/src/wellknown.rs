@@ -80,6 +80,8 @@ pub mod env {
     pub const RELAY_URL: &str = "RELAY_URL";
     /// Worker: v1's name for [`RELAY_URL`].
     pub const PROXY_URL: &str = "PROXY_URL";
+    /// Worker: `relayResolve`.
+    pub const RELAY_RESOLVE: &str = "RELAY_RESOLVE";
     /// Worker: `backendUrl`.
     pub const BACKEND_URL: &str = "BACKEND_URL";
     /// Worker: `models`, separated by commas.

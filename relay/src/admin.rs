@@ -65,6 +65,9 @@ async fn readyz(State(relay): State<Arc<Relay>>) -> Response {
     if relay.drain.refuses_workers() {
         return (StatusCode::SERVICE_UNAVAILABLE, "draining\n").into_response();
     }
+    if !relay.is_settled() {
+        return (StatusCode::SERVICE_UNAVAILABLE, "no worker has found this relay yet\n").into_response();
+    }
     "ok\n".into_response()
 }
 

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -19,7 +19,8 @@ use crate::dispatch::{BodyBudget, Dispatcher, RunLimits};
 use crate::edge::{Edge, EdgeLimits, Shutdown};
 use crate::keys::Standing;
 use crate::metrics::Metrics;
-use crate::scheduler::Event;
+use crate::replicas;
+use crate::scheduler::{Event, SchedulerConfig};
 use crate::session::accept::Refusals;
 use crate::session::{Close, Session};
 use crate::settings::{Live, Settings};
@@ -29,6 +30,9 @@ use crate::{admin, http as client_port};
 const FORCE_DEADLINE: Duration = Duration::from_secs(5);
 /// How long what was told to end now has for what it is writing.
 const LAST_WORDS: Duration = Duration::from_millis(500);
+
+/// How often replicas are counted where the settings name them.
+const COUNT_EVERY: Duration = Duration::from_secs(10);
 
 /// How far a drain has come.
 #[derive(Debug, Default)]
@@ -66,6 +70,8 @@ pub struct Relay {
     pub metrics: Arc<Metrics>,
     /// How far a drain has come.
     pub drain: Drain,
+    found: AtomicBool,
+    settled_at: Instant,
     /// Names this process to workers; random per start.
     pub replica_header: HeaderValue,
     /// Tasks of worker sessions.
@@ -85,6 +91,8 @@ impl Relay {
         let replica = format!("{:016x}", rand::random::<u64>());
         let relay = Self {
             dispatcher: Dispatcher::new(now.scheduler(), run_limits(&now), metrics.clone()),
+            found: AtomicBool::new(false),
+            settled_at: Instant::now() + now.config.readiness.settle(),
             bodies: BodyBudget::new(now.config.queue.max_bytes.0),
             metrics,
             drain: Drain::default(),
@@ -101,7 +109,7 @@ impl Relay {
 
     /// Puts what does not read the settings by itself in line with them.
     fn apply(&self, settings: &Settings) {
-        self.dispatcher.reconfigure(settings.scheduler(), run_limits(settings));
+        self.dispatcher.reconfigure(self.scheduler(settings), run_limits(settings));
         self.bodies.set_limit(settings.config.queue.max_bytes.0);
         self.metrics.config(&settings.revision);
         self.metrics.know_models(settings.aliases());
@@ -111,6 +119,30 @@ impl Relay {
         for session in self.dispatcher.sessions() {
             self.judge(&session, settings);
         }
+    }
+
+    /// Notes that a worker has registered.
+    pub fn found_by_worker(&self) {
+        self.found.store(true, Ordering::Release);
+    }
+
+    /// Says whether workers had the time to find this relay: one has, or none is expected any more.
+    pub fn is_settled(&self) -> bool {
+        self.found.load(Ordering::Acquire) || Instant::now() >= self.settled_at
+    }
+
+    /// Says whether other replicas may serve what this one, which has just started, does not know of yet.
+    pub fn may_lack_workers(&self) -> bool {
+        self.settings.replicas().get() > 1 && Instant::now() < self.settled_at
+    }
+
+    /// Returns what the scheduler has to know. Requests that nobody serves wait until workers had the time to come.
+    fn scheduler(&self, settings: &Settings) -> SchedulerConfig {
+        let mut config = settings.scheduler();
+        if self.may_lack_workers() {
+            config.no_worker_timeout = config.no_worker_timeout.max(settings.config.readiness.settle());
+        }
+        config
     }
 
     /// Does to a session what the settings say of its credential. Also asked when a worker has registered: the
@@ -143,9 +175,14 @@ impl Relay {
     async fn follow_settings(self: Arc<Self>, stop: CancellationToken) {
         let mut changes = self.settings.subscribe();
         let mut reports = self.settings.subscribe_reports();
+        let mut settling = true;
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
+                () = tokio::time::sleep_until(self.settled_at), if settling => {
+                    settling = false;
+                    self.apply(&self.settings.load_full());
+                }
                 Ok(()) = changes.changed() => {
                     let settings = changes.borrow_and_update().clone();
                     self.apply(&settings);
@@ -155,6 +192,50 @@ impl Relay {
                     self.metrics.config_refusals(refusals);
                 }
                 else => return,
+            }
+        }
+    }
+}
+
+impl Relay {
+    /// Counts the replicas again and again where the settings name them, and tells the workers what changed.
+    async fn follow_replicas(self: Arc<Self>, stop: CancellationToken) {
+        let replicas = self.settings.replicas();
+        let mut numbers = replicas.subscribe();
+        let mut changes = self.settings.subscribe();
+        let mut looks = tokio::time::interval(COUNT_EVERY);
+        looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        self.metrics.replicas(replicas.get());
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                _ = looks.tick() => self.count_replicas().await,
+                Ok(()) = changes.changed() => looks.reset_immediately(),
+                Ok(()) = numbers.changed() => {
+                    let number = *numbers.borrow_and_update();
+                    info!(replicas = number, "The number of replicas changed");
+                    self.metrics.replicas(number);
+                    // Whether requests wait for workers that are on their way depends on it.
+                    self.dispatcher.reconfigure(
+                        self.scheduler(&self.settings.load_full()),
+                        run_limits(&self.settings.load_full()),
+                    );
+                    for session in self.dispatcher.sessions() {
+                        session.tell_replicas(number);
+                    }
+                }
+                else => return,
+            }
+        }
+    }
+
+    async fn count_replicas(&self) {
+        let replicas = self.settings.replicas();
+        let Some(name) = replicas.name() else { return };
+        match replicas::count(&name).await {
+            Ok(number) => replicas.counted(&name, number),
+            Err(error) => {
+                warn!(name, %error, replicas = replicas.get(), "Cannot count the replicas; the last number stands");
             }
         }
     }
@@ -230,6 +311,7 @@ impl Bound {
             async move { dispatcher.run_timers(stop).await }
         });
         services.spawn(relay.clone().follow_settings(stop_services.clone()));
+        services.spawn(relay.clone().follow_replicas(stop_services.clone()));
         services.spawn(relay.settings.clone().follow(stop_services.clone()));
         let now = relay.settings.load_full();
         let ops_edge = Edge::new(operations, EdgeLimits::default());

@@ -17,6 +17,7 @@ use sha2::{Digest, Sha256};
 use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
 
 use crate::limits::{KeyLimits, KeyUsage, OverLimit, Permit};
+use crate::replicas::Replicas;
 use crate::scheduler::TenantId;
 
 /// The SHA-256 of a text, as settings files carry it.
@@ -87,8 +88,9 @@ pub struct ClientKey {
     pub priority: Arc<str>,
     /// The value of its priority; higher goes first.
     pub band: i32,
-    /// Its limits in force.
+    /// Its limits over all relay replicas together.
     pub limits: KeyLimits,
+    pub(crate) replicas: Arc<Replicas>,
     pub(crate) models: HashSet<Arc<str>>,
     pub(crate) usage: Arc<KeyUsage>,
 }
@@ -99,12 +101,12 @@ impl ClientKey {
         self.models.is_empty() || self.models.contains(model)
     }
 
-    /// Counts a request against the key's limits; the permit is held until the request ends.
+    /// Counts a request against this replica's part of the key's limits; the permit is held until the request ends.
     ///
     /// # Errors
     /// Which limit is reached and when to come back. Then nothing was counted.
     pub fn try_acquire(&self, now: Instant) -> Result<Permit, OverLimit> {
-        self.usage.try_acquire(self.limits, now)
+        self.usage.try_acquire(self.limits.part_of(self.replicas.get()), now)
     }
 }
 
@@ -305,6 +307,7 @@ mod tests {
             priority: "default".into(),
             band: 0,
             limits: KeyLimits::default(),
+            replicas: Arc::default(),
             models: HashSet::new(),
             usage: Arc::default(),
         }

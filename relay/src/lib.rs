@@ -10,6 +10,7 @@
 //! | [`scheduler`] | pure: queues, fairness, placement |
 //! | [`session`] | the relay's side of one worker connection |
 //! | [`settings`], [`keys`], [`limits`] | what the settings file says, credentials, rate limits |
+//! | [`replicas`] | how many relays there are |
 //! | [`cli`] | flags, environment variables, `key new` |
 //! | [`admin`], [`metrics`], [`telemetry`] | the operations port and what it shows |
 
@@ -23,6 +24,7 @@ pub mod http;
 pub mod keys;
 pub mod limits;
 pub mod metrics;
+pub mod replicas;
 pub mod scheduler;
 pub mod session;
 pub mod settings;

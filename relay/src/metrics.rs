@@ -175,6 +175,7 @@ pub struct Metrics {
     workers: IntGaugeVec,
     worker_slots: IntGaugeVec,
     config_info: IntGaugeVec,
+    replicas: Gauge,
 }
 
 impl Metrics {
@@ -339,6 +340,7 @@ impl Metrics {
                 &["pool", "state"],
             ),
             config_info: gauges(r, "modelrelay_config_info", "The settings in force.", &["revision"]),
+            replicas: gauge(r, "modelrelay_replicas", "Relays that share the workers, this one included."),
             registry,
         };
         let build = gauges(&this.registry, "modelrelay_build_info", "The running build.", &["version"]);
@@ -400,6 +402,11 @@ impl Metrics {
     pub fn config(&self, revision: &str) {
         self.config_info.reset();
         self.config_info.with_label_values(&[revision]).set(1);
+    }
+
+    /// Notes how many replicas there are.
+    pub fn replicas(&self, number: u32) {
+        self.replicas.set(number.into());
     }
 
     /// Returns everything in Prometheus' text format. Gauges are read off the dispatcher now.

@@ -13,6 +13,7 @@ pub mod pipe;
 pub mod table;
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
@@ -112,6 +113,8 @@ pub struct Session {
     table: Mutex<Table>,
     outbox: Mutex<VecDeque<Outgoing>>,
     close: OnceLock<Close>,
+    /// A number of replicas that the worker does not know yet; 0 when there is none.
+    untold_replicas: AtomicU32,
     writer: AtomicWaker,
 }
 
@@ -140,6 +143,7 @@ impl Session {
             table: Mutex::default(),
             outbox: Mutex::default(),
             close: OnceLock::new(),
+            untold_replicas: AtomicU32::new(0),
             writer: AtomicWaker::new(),
         }
     }
@@ -210,6 +214,19 @@ impl Session {
     /// Sends a message that concerns the session.
     pub fn send(&self, message: ToWorker) {
         self.push(Outgoing::Message(message));
+    }
+
+    /// Has the worker told how many replicas there are now, unless it would not understand.
+    pub fn tell_replicas(&self, replicas: u32) {
+        if self.extensions.has(Extension::Slots) {
+            self.untold_replicas.store(replicas, Ordering::Release);
+            self.writer.wake();
+        }
+    }
+
+    /// Takes the number that the worker has to be told.
+    fn untold_replicas(&self) -> Option<u32> {
+        Some(self.untold_replicas.swap(0, Ordering::AcqRel)).filter(|replicas| *replicas > 0)
     }
 
     /// Ends the session; the first reason counts. What is in the outbox by then is still written, requests excepted.

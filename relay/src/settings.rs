@@ -14,6 +14,7 @@ use modelrelay_protocol::config::{
 use crate::http::headers::AllowList;
 use crate::keys::{ClientKey, CredentialTable, KeyTable, WorkerCredential, sha256};
 use crate::limits::{KeyLimits, Limiter};
+use crate::replicas::Replicas;
 use crate::scheduler::{SchedulerConfig, Strategy, Target, TenantId};
 
 mod live;
@@ -96,12 +97,14 @@ impl Settings {
 struct Builder {
     tenants: Vec<Arc<str>>,
     limiter: Limiter,
+    replicas: Arc<Replicas>,
     had_keys: bool,
 }
 
 impl Builder {
     fn build(&mut self, draft: Draft) -> Settings {
         let Draft { config, revision, ignored, worker_secret, open_to_workers } = draft;
+        self.replicas.configure(&config);
         let keys = self.key_table(&config);
         let weights =
             config.tenants.iter().map(|tenant| (self.tenant(&tenant.name), tenant.weight)).collect();
@@ -149,8 +152,8 @@ impl Builder {
                 requests_per_minute: key.requests_per_minute,
                 tokens_per_minute: key.tokens_per_minute,
                 max_concurrent: key.max_concurrent_requests,
-            }
-            .part_of(config.replicas),
+            },
+            replicas: self.replicas.clone(),
             models: key.models.iter().map(|model| model.as_str().into()).collect(),
         }
     }
@@ -165,6 +168,7 @@ impl Builder {
             priority,
             band,
             limits: KeyLimits::default(),
+            replicas: self.replicas.clone(),
             models: HashSet::new(),
             usage: Arc::default(),
         }

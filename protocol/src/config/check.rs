@@ -108,6 +108,16 @@ pub(super) fn url(field: &str, value: &str, schemes: &[&str]) -> Checked {
     Ok(())
 }
 
+/// A host name alone: no scheme, port or path.
+pub(super) fn host(field: &str, value: &str) -> Checked {
+    let good = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+    if (1..=253).contains(&value.len()) && value.bytes().all(good) {
+        return Ok(());
+    }
+    let problem = format!("must be a host name such as relay-workers.inference.svc, is {value:?}");
+    Err(Invalid::new(field, problem))
+}
+
 /// Whether a text can be a header name: the token characters of RFC 9110.
 pub(super) fn is_header_name(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))

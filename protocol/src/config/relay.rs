@@ -25,8 +25,15 @@ pub struct RelayConfig {
     pub listen: SocketAddr,
     /// The operations port. Default `127.0.0.1:8081`. Read at start only.
     pub ops_listen: SocketAddr,
-    /// How many relay replicas workers should find, themselves included. Default 1, 1 to 1,000.
+    /// How many relay replicas there are, this one included: workers look for as many, and limits of client keys are
+    /// divided by it. Default 1, 1 to 1,000.
     pub replicas: u32,
+    /// A host name with an address for each replica, as a headless Service has it. It is resolved every ten seconds and
+    /// its addresses are counted; `replicas` stands until that first succeeds. Default: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replicas_from: Option<String>,
+    /// When the relay says that it is ready.
+    pub readiness: ReadinessConfig,
     /// What may wait, how much and how long.
     pub queue: QueueConfig,
     /// Priority bands by name; requests without one have value 0. Default none, at most 64.
@@ -66,6 +73,8 @@ impl Default for RelayConfig {
             listen: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 8080)),
             ops_listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8081)),
             replicas: 1,
+            replicas_from: None,
+            readiness: ReadinessConfig::default(),
             queue: QueueConfig::default(),
             priorities: Vec::new(),
             routing: RoutingConfig::default(),
@@ -82,6 +91,28 @@ impl Default for RelayConfig {
             worker_credentials: Vec::new(),
             admin: AdminConfig::default(),
         }
+    }
+}
+
+/// `readiness`: when a relay that has just started takes its part of the clients.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ReadinessConfig {
+    /// Seconds in which workers are expected to find the relay. Until the first of them is there, or this time is over,
+    /// it is not ready. Default 10, 0 to 3,600. Read at start only.
+    pub settle_seconds: u32,
+}
+
+impl Default for ReadinessConfig {
+    fn default() -> Self {
+        Self { settle_seconds: 10 }
+    }
+}
+
+impl ReadinessConfig {
+    /// The time in which workers are expected to find the relay.
+    pub fn settle(&self) -> Duration {
+        Duration::from_secs(self.settle_seconds.into())
     }
 }
 
@@ -511,6 +542,10 @@ impl RelayConfig {
             ));
         }
         check::range("replicas", &self.replicas, &(1..=1000))?;
+        if let Some(name) = &self.replicas_from {
+            check::host("replicasFrom", name)?;
+        }
+        check::range("readiness.settleSeconds", &self.readiness.settle_seconds, &(0..=3600))?;
         self.check_queue()?;
         self.check_priorities()?;
         self.check_routing()?;

@@ -162,6 +162,11 @@ fn relay_values_out_of_range_are_refused_by_path() {
         ("opsListen: 0.0.0.0:8080", "opsListen: must differ from listen, both are 0.0.0.0:8080"),
         ("replicas: 0", "replicas: must be at least 1, is 0"),
         (
+            "replicasFrom: relays:8080",
+            "replicasFrom: must be a host name such as relay-workers.inference.svc, is \"relays:8080\"",
+        ),
+        ("readiness: { settleSeconds: 3601 }", "readiness.settleSeconds: must be at most 3600, is 3601"),
+        (
             "priorities: [{ name: a, value: 1 }, { name: a, value: 2 }]",
             "priorities[1].name: \"a\" occurs twice",
         ),

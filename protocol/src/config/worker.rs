@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -22,6 +23,8 @@ pub struct WorkerConfig {
     pub generated_by: Option<String>,
     /// Relays to dial, `http`, `https`, `ws` or `wss`. At least 1 and at most 64, by file, flag or environment.
     pub relay_urls: Vec<String>,
+    /// What the host names of `relayUrls` stand for. Default `First`. Read at start only.
+    pub relay_resolve: RelayResolve,
     /// The inference server. `$(NODE_IP)` and `$(NODE_NAME)` stand for the environment variables. Default `http://127.0.0.1:8000`.
     pub backend_url: String,
     /// Models to advertise as they stand, without asking the backend. Default: what `/v1/models` lists.
@@ -54,6 +57,7 @@ impl Default for WorkerConfig {
         Self {
             generated_by: None,
             relay_urls: Vec::new(),
+            relay_resolve: RelayResolve::default(),
             backend_url: "http://127.0.0.1:8000".to_owned(),
             models: Vec::new(),
             max_concurrency: 1,
@@ -65,6 +69,31 @@ impl Default for WorkerConfig {
             drain: WorkerDrainConfig::default(),
             timeouts: WorkerTimeoutsConfig::default(),
             tls: TlsConfig::default(),
+        }
+    }
+}
+
+/// What a relay's host name stands for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RelayResolve {
+    /// One way in: a relay, or a load balancer in front of several, which the worker dials until it holds a session with
+    /// each.
+    #[default]
+    First,
+    /// One relay for each address, as the name of a headless Service: a session with each, looked up again every ten
+    /// seconds.
+    All,
+}
+
+impl FromStr for RelayResolve {
+    type Err = String;
+
+    /// Reads a flag or variable; case does not count.
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.trim() {
+            first if first.eq_ignore_ascii_case("first") => Ok(Self::First),
+            all if all.eq_ignore_ascii_case("all") => Ok(Self::All),
+            other => Err(format!("must be First or All, is {other:?}")),
         }
     }
 }

@@ -29,12 +29,14 @@ pub async fn serve(State(relay): State<Arc<Relay>>, mut request: Request) -> Res
         return error.response(Api::OpenAi, &RequestId::of(headers));
     };
     let secret = presented_secret(headers, request.uri());
+    let replicas = relay.settings.replicas().get();
     let arrival = Arrival {
         credential: relay.settings.load().credentials.authenticate(secret.as_deref()),
         remote: request
             .extensions()
             .get::<PeerAddr>()
             .map_or_else(|| std::net::SocketAddr::from(([0, 0, 0, 0], 0)), |peer| peer.0),
+        replicas,
     };
     let upgrade = hyper::upgrade::on(&mut request);
     let tasks = relay.sessions.clone();
@@ -45,7 +47,7 @@ pub async fn serve(State(relay): State<Arc<Relay>>, mut request: Request) -> Res
     headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
     headers.insert(SEC_WEBSOCKET_ACCEPT, accept_key);
     headers.insert(header::REPLICA, relay.replica_header.clone());
-    headers.insert(header::REPLICAS, HeaderValue::from(relay.settings.load().config.replicas));
+    headers.insert(header::REPLICAS, HeaderValue::from(replicas));
     tasks.spawn(async move {
         match upgrade.await.map(EdgeIo::reclaim) {
             Ok(Ok((stream, read))) => accept::run(relay, stream, read, arrival).await,

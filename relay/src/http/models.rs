@@ -45,7 +45,13 @@ pub async fn one(State(relay): State<Arc<Relay>>, Path(id): Path<String>, header
     if names(&relay).contains(id.as_str()) && key.allows(&id) {
         return answer(entry(api, &id), &request_id);
     }
-    RelayError::ModelNotFound { model: id.into() }.response(api, &request_id)
+    let model: Arc<str> = id.as_str().into();
+    let error = if relay.may_lack_workers() && key.allows(&id) {
+        RelayError::NoWorker { model, served: Vec::new() }
+    } else {
+        RelayError::ModelNotFound { model }
+    };
+    error.response(api, &request_id)
 }
 
 fn api(headers: &HeaderMap) -> Api {

@@ -46,6 +46,8 @@ pub struct Arrival {
     pub credential: Option<Arc<WorkerCredential>>,
     /// Where it dialled from.
     pub remote: SocketAddr,
+    /// How many replicas the upgrade's answer said there are.
+    pub replicas: u32,
 }
 
 type Socket = WebSocketStream<Gate<TcpStream>>;
@@ -100,6 +102,12 @@ pub async fn run(relay: Arc<Relay>, stream: TcpStream, read: Bytes, arrival: Arr
     if let Err(TooMany(most)) = relay.dispatcher.join(&session, info) {
         let reason = format!("pool {} has its {most} workers already", session.credential.pool);
         return refuse(socket, 1008, &reason).await;
+    }
+    relay.found_by_worker();
+    // From here on changes reach the session; this is for one that came between the upgrade and now.
+    let replicas = relay.settings.replicas().get();
+    if replicas != arrival.replicas {
+        session.tell_replicas(replicas);
     }
     let registered = Registered { relay: relay.clone(), session: session.clone() };
     relay.judge(&session, &relay.settings.load_full());

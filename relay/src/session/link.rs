@@ -304,11 +304,13 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Link<IO> {
             }
         } else if now >= self.last_frame + SILENCE_LIMIT {
             self.session.close(Close::Silent);
-        } else if now >= self.next_ping {
+        } else if let replicas = self.session.untold_replicas()
+            && (replicas.is_some() || now >= self.next_ping)
+        {
             self.next_ping = now + PING_INTERVAL;
             let stamp = unix_ms();
             self.ping = Some((stamp, now));
-            self.session.send(ToWorker::Ping { timestamp_unix_ms: Some(stamp) });
+            self.session.send(ToWorker::Ping { timestamp_unix_ms: Some(stamp), replicas });
         }
         let draining_until = self.session.draining_until();
         if let Some(until) = draining_until

@@ -14,6 +14,7 @@ use tracing::{error, info, warn};
 
 use super::source::{Contents, Draft, SettingsError, Source};
 use super::{Builder, Settings};
+use crate::replicas::Replicas;
 
 /// How often the files are read. A change counts when two looks in a row find the same, so it is in force within
 /// half a second, and a file that is being written is not taken half.
@@ -39,6 +40,7 @@ pub struct Live {
     current: ArcSwap<Settings>,
     changes: watch::Sender<Arc<Settings>>,
     reports: watch::Sender<Report>,
+    replicas: Arc<Replicas>,
     follower: Mutex<Follower>,
 }
 
@@ -90,11 +92,13 @@ impl Live {
         let mut builder = Builder::default();
         let settings = Arc::new(builder.build(draft));
         tell(&settings);
+        let replicas = builder.replicas.clone();
         Self {
             source,
             current: ArcSwap::new(settings.clone()),
             changes: watch::Sender::new(settings),
             reports: watch::Sender::new(Report::default()),
+            replicas,
             follower: Mutex::new(Follower { builder, handled: contents, unsettled: None }),
         }
     }
@@ -107,6 +111,11 @@ impl Live {
     /// The settings in force, to keep.
     pub fn load_full(&self) -> Arc<Settings> {
         self.current.load_full()
+    }
+
+    /// How many relay replicas there are.
+    pub fn replicas(&self) -> &Replicas {
+        &self.replicas
     }
 
     /// Tells each change; starts with what is in force, unseen.

@@ -83,7 +83,35 @@ fn keys_carry_tenant_priority_models_and_limits() {
     let among_four =
         self::settings(&format!("replicas: 4\npriorities: [{{ name: high, value: 7 }}]\n{entry}"));
     let found = among_four.keys.authenticate(presented(key.expose()).as_ref()).unwrap();
-    assert_eq!((found.limits.requests_per_minute, found.limits.max_concurrent), (Some(1), Some(3)));
+    assert_eq!((found.limits.requests_per_minute, found.limits.max_concurrent), (Some(1), Some(9)));
+    assert_eq!(found.replicas.get(), 4);
+}
+
+#[test]
+#[allow(clippy::disallowed_methods)]
+fn limits_follow_the_number_of_replicas_at_once() {
+    let key = generate("app").unwrap();
+    let entry = client_entry(key.expose(), ", maxConcurrentRequests: 9");
+    let settings = settings(&format!("{{replicas: 3, replicasFrom: relays, {entry}}}"));
+    let found = settings.keys.authenticate(presented(key.expose()).as_ref()).unwrap();
+    let mut held = Vec::new();
+    let mut room = |most: usize| {
+        while let Ok(permit) = found.try_acquire(Instant::now()) {
+            held.push(permit);
+        }
+        assert_eq!(held.len(), most);
+    };
+    room(3);
+    found.replicas.counted("relays", 2);
+    room(5);
+    found.replicas.counted("relays", 1);
+    room(9);
+    found.replicas.counted("relays", 100);
+    room(9);
+    held.truncate(1);
+    assert!(found.try_acquire(Instant::now()).is_err(), "one each, and it is taken");
+    held.clear();
+    assert!(found.try_acquire(Instant::now()).is_ok());
 }
 
 #[test]

@@ -8,7 +8,9 @@ use crate::support::{CHAT, SettingsFile, TestRelay, V1Worker, chat, eventually, 
 async fn health_and_metrics_are_open_and_the_rest_needs_the_token() {
     let token = "an-operators-token";
     let hash = modelrelay_relay::keys::sha256(token).to_hex();
-    let relay = TestRelay::start(&format!("admin: {{ sha256: \"{hash}\" }}\n")).await;
+    let relay =
+        TestRelay::start(&format!("admin: {{ sha256: \"{hash}\" }}\nreadiness: {{ settleSeconds: 0 }}\n"))
+            .await;
     for path in ["/livez", "/readyz", "/metrics"] {
         assert_eq!(relay.operate("GET", path, &[]).await.status(), 200, "{path}");
     }

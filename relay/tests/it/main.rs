@@ -15,6 +15,7 @@ mod metrics;
 mod models;
 mod ours;
 mod queue;
+mod replicas;
 mod requeue;
 mod streaming;
 mod support;

@@ -96,7 +96,7 @@ impl Session {
     /// Handles a text message.
     pub(super) fn text(&self, message: ToWorker, announcer: &Announcer) -> Handled {
         match message {
-            ToWorker::Ping { timestamp_unix_ms } => announcer.pong(timestamp_unix_ms),
+            ToWorker::Ping { timestamp_unix_ms, replicas: _ } => announcer.pong(timestamp_unix_ms),
             ToWorker::ModelsRefresh { reason: _ } => announcer.refresh(),
             ToWorker::Return { n } => {
                 if let Err(error) = self.core.capacity.returned(self.key, n) {

@@ -67,7 +67,7 @@ impl Session {
                 debug!(request_id, ?reason, "Cancelled");
                 self.cancel(request_id);
             }
-            ToWorker::Ping { timestamp_unix_ms } => announcer.pong(timestamp_unix_ms),
+            ToWorker::Ping { timestamp_unix_ms, replicas: _ } => announcer.pong(timestamp_unix_ms),
             ToWorker::ModelsRefresh { reason: _ } => announcer.refresh(),
             ToWorker::GracefulShutdown { reason, drain_timeout_secs } => {
                 info!(?reason, ?drain_timeout_secs, "The relay drains; what runs is finished");
