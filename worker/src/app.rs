@@ -2,11 +2,12 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::Context as _;
 use modelrelay_protocol::codec::FailureCode;
-use modelrelay_protocol::config::HealthConfig;
+use modelrelay_protocol::config::{HealthConfig, RelayResolve};
 use modelrelay_protocol::frame::LoadReport;
 use modelrelay_protocol::wellknown::ANY_MODEL;
 use prometheus::Registry;
@@ -23,6 +24,7 @@ use crate::capacity::Capacity;
 use crate::connect::{Dialer, RelayUrl};
 use crate::health::BackendState;
 use crate::metrics::Metrics;
+use crate::replicas::Replicas;
 use crate::settings::{Secret, Settings};
 use crate::{admin, health, reconnect, tls};
 
@@ -54,6 +56,11 @@ pub(crate) struct Core {
     /// Random per start: tells relays which sessions belong together.
     pub(crate) instance: String,
     pub(crate) relays: Vec<RelayUrl>,
+    pub(crate) resolve: RelayResolve,
+    /// Which replicas are held.
+    pub(crate) replicas: Arc<Replicas>,
+    /// Addresses of relays that are kept now.
+    addresses: AtomicU32,
     pub(crate) dialer: Dialer,
     pub(crate) backend: Backend,
     pub(crate) idle_limit: Option<Duration>,
@@ -87,6 +94,24 @@ impl Core {
     /// Returns the load to announce: all slots while draining, so that nobody sends more.
     pub(crate) fn load_shown(&self) -> u32 {
         if self.drain.is_cancelled() { self.capacity.slots() } else { self.capacity.running() }
+    }
+
+    /// Counts an address of a relay until the value is dropped.
+    pub(crate) fn count_address(&self) -> impl Drop + use<'_> {
+        struct Counted<'a>(&'a AtomicU32);
+        impl Drop for Counted<'_> {
+            fn drop(&mut self) {
+                self.0.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+        self.addresses.fetch_add(1, Ordering::Relaxed);
+        Counted(&self.addresses)
+    }
+
+    /// Returns how many addresses relays have, as far as that is known: at least as many as were configured.
+    pub(crate) fn addresses(&self) -> u32 {
+        let configured = u32::try_from(self.relays.len()).unwrap_or(u32::MAX);
+        self.addresses.load(Ordering::Relaxed).max(configured)
     }
 
     /// Returns the secret in force.
@@ -187,6 +212,9 @@ impl Worker {
             provider: config.provider.clone(),
             instance: format!("{:032x}", rand::random::<u128>()),
             relays,
+            resolve: config.relay_resolve,
+            replicas: Arc::default(),
+            addresses: AtomicU32::new(0),
             dialer: Dialer { tls, proxies },
             backend,
             idle_limit: config.timeouts.idle(),

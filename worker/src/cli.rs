@@ -18,6 +18,10 @@ pub struct Flags {
     #[arg(long, value_name = "URL")]
     pub relay_url: Vec<String>,
 
+    /// What the host names of relays stand for: First, one way in, or All, a relay at each address [env: RELAY_RESOLVE] [default: First]
+    #[arg(long, value_name = "WHAT")]
+    pub relay_resolve: Option<String>,
+
     /// Address of the inference server [env: BACKEND_URL] [default: http://127.0.0.1:8000]
     #[arg(long, value_name = "URL")]
     pub backend_url: Option<String>,

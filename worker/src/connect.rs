@@ -2,13 +2,15 @@
 
 pub(crate) mod proxy;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
+use std::net::SocketAddr;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderValue, StatusCode, Uri};
+use http::{HeaderMap, HeaderValue, StatusCode, Uri};
 use modelrelay_protocol::wellknown::{self, CONNECT_PATH};
 use rustls::ClientConfig;
 use tokio_rustls::TlsConnector;
@@ -18,7 +20,7 @@ use tokio_tungstenite::tungstenite::{self, Error as WsError};
 use tokio_tungstenite::{WebSocketStream, client_async_with_config};
 
 use crate::settings::Secret;
-use crate::socket::{Socket, connect_tcp};
+use crate::socket::{Socket, bare_host, connect_tcp};
 use proxy::ProxyRules;
 
 /// The whole way to an open WebSocket takes no longer.
@@ -75,6 +77,50 @@ impl fmt::Display for RelayUrl {
     }
 }
 
+/// A lookup of a relay's name takes no longer.
+const LOOKUP_LIMIT: Duration = Duration::from_secs(5);
+
+impl RelayUrl {
+    /// Returns all addresses that the host has now.
+    ///
+    /// # Errors
+    /// It has none, or nobody says so in time.
+    pub(crate) async fn resolve(&self) -> io::Result<BTreeSet<SocketAddr>> {
+        let looking = tokio::net::lookup_host((bare_host(&self.host), self.port));
+        let found = tokio::time::timeout(LOOKUP_LIMIT, looking)
+            .await
+            .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "no answer in time"))??;
+        let found: BTreeSet<SocketAddr> = found.collect();
+        if found.is_empty() {
+            return Err(io::Error::new(io::ErrorKind::NotFound, "the name has no address"));
+        }
+        Ok(found)
+    }
+}
+
+/// An open WebSocket to a relay, and what the upgrade's answer said of it.
+#[derive(Debug)]
+pub(crate) struct Dialled {
+    pub(crate) socket: WebSocketStream<Socket>,
+    /// Names the relay's process; plain v1 relays have no name.
+    pub(crate) replica: Option<String>,
+    /// How many replicas there are.
+    pub(crate) replicas: u32,
+}
+
+/// A name beyond this length is none of ours.
+const MAX_REPLICA_NAME_BYTES: usize = 128;
+
+impl Dialled {
+    fn new(socket: WebSocketStream<Socket>, headers: &HeaderMap) -> Self {
+        let text = |name| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim);
+        let named = |name: &&str| (1..=MAX_REPLICA_NAME_BYTES).contains(&name.len());
+        let replica = text(wellknown::header::REPLICA).filter(named).map(str::to_owned);
+        let replicas = text(wellknown::header::REPLICAS).and_then(|number| number.parse().ok());
+        Self { socket, replica, replicas: replicas.unwrap_or(1) }
+    }
+}
+
 /// Why a relay could not be reached.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DialError {
@@ -100,17 +146,18 @@ pub(crate) struct Dialer {
 }
 
 impl Dialer {
-    /// Opens a WebSocket to a relay.
+    /// Opens a WebSocket to a relay, at one of its addresses if one is given.
     ///
     /// # Errors
     /// How far it got.
     pub(crate) async fn dial(
         &self,
         relay: &RelayUrl,
+        address: Option<SocketAddr>,
         provider: &str,
         secret: Option<&Secret>,
-    ) -> Result<WebSocketStream<Socket>, DialError> {
-        tokio::time::timeout(DIAL_LIMIT, self.open(relay, provider, secret))
+    ) -> Result<Dialled, DialError> {
+        tokio::time::timeout(DIAL_LIMIT, self.open(relay, address, provider, secret))
             .await
             .unwrap_or(Err(DialError::TimedOut))
     }
@@ -118,13 +165,20 @@ impl Dialer {
     async fn open(
         &self,
         relay: &RelayUrl,
+        address: Option<SocketAddr>,
         provider: &str,
         secret: Option<&Secret>,
-    ) -> Result<WebSocketStream<Socket>, DialError> {
-        let tcp = match self.proxies.find(relay.tls, &relay.host, relay.port) {
-            Some(proxy) => proxy.connect(&relay.host, relay.port, DIAL_LIMIT).await?,
-            None => connect_tcp(&relay.host, relay.port, DIAL_LIMIT).await?,
+    ) -> Result<Dialled, DialError> {
+        let host = match address {
+            Some(SocketAddr::V4(address)) => address.ip().to_string(),
+            Some(SocketAddr::V6(address)) => format!("[{}]", address.ip()),
+            None => relay.host.clone(),
         };
+        let tcp = match self.proxies.find(relay.tls, &relay.host, relay.port) {
+            Some(proxy) => proxy.connect(&host, relay.port, DIAL_LIMIT).await?,
+            None => connect_tcp(&host, relay.port, DIAL_LIMIT).await?,
+        };
+        // The certificate is for the name, whatever address was dialled.
         let socket = if relay.tls {
             Socket::tls(tcp, &relay.host, &TlsConnector::from(Arc::clone(&self.tls))).await?
         } else {
@@ -152,7 +206,7 @@ impl Dialer {
             .max_message_size(Some(MAX_MESSAGE_BYTES))
             .max_frame_size(Some(MAX_MESSAGE_BYTES));
         match client_async_with_config(request, socket, Some(config)).await {
-            Ok((socket, _)) => Ok(socket),
+            Ok((socket, answer)) => Ok(Dialled::new(socket, answer.headers())),
             Err(error) => Err(upgrade_error(error)),
         }
     }

@@ -4,7 +4,8 @@
 //! | --- | --- |
 //! | [`app`] | starting and draining; what the tasks share |
 //! | [`cli`], [`settings`] | flags, environment and file, checked as a whole |
-//! | `reconnect`, `connect` | one connection for each relay address: back-off, dialling, proxies, TLS |
+//! | `reconnect`, `replicas` | finding every relay replica and holding a session with each: addresses, back-off |
+//! | `connect` | dialling: proxies, TLS |
 //! | `session` | one connection's life, for relays with our extensions and for plain v1 relays |
 //! | `jobs`, `job` | running requests: from the frame to the backend and back, under windows |
 //! | `backend` | HTTP connections to the inference server |
@@ -30,6 +31,7 @@ mod job;
 mod jobs;
 mod metrics;
 mod reconnect;
+mod replicas;
 mod session;
 mod socket;
 mod text;

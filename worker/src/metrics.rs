@@ -1,5 +1,7 @@
 //! The worker's metrics, in a registry of their own.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use modelrelay_protocol::codec::FailureCode;
@@ -39,9 +41,9 @@ impl Outcome {
     }
 }
 
-/// Where a relay's connection stands.
+/// Where the connection to a relay stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum RelayState {
+enum RelayState {
     Connecting,
     Connected,
     Disconnected,
@@ -59,11 +61,73 @@ impl RelayState {
     }
 }
 
+/// How one configured relay stands: attempts to connect, and open sessions.
+#[derive(Clone, Debug)]
+pub(crate) struct WayGauges {
+    states: [IntGauge; 3],
+    sessions: IntGauge,
+    counts: Arc<[AtomicU32; 2]>,
+}
+
+/// Something that counts until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Counted {
+    gauges: WayGauges,
+    what: usize,
+}
+
+impl WayGauges {
+    const DIALS: usize = 0;
+    const SESSIONS: usize = 1;
+
+    fn new(states: [IntGauge; 3], sessions: IntGauge) -> Self {
+        let this = Self { states, sessions, counts: Arc::default() };
+        this.show();
+        this
+    }
+
+    /// An attempt to connect begins.
+    pub(crate) fn dials(&self) -> Counted {
+        self.count(Self::DIALS)
+    }
+
+    /// A session was accepted.
+    pub(crate) fn opens(&self) -> Counted {
+        self.count(Self::SESSIONS)
+    }
+
+    fn count(&self, what: usize) -> Counted {
+        self.counts[what].fetch_add(1, Ordering::Relaxed);
+        self.show();
+        Counted { gauges: self.clone(), what }
+    }
+
+    fn show(&self) {
+        let [dials, sessions] = [&self.counts[0], &self.counts[1]].map(|n| n.load(Ordering::Relaxed));
+        self.sessions.set(sessions.into());
+        let now = match (sessions, dials) {
+            (1.., _) => RelayState::Connected,
+            (0, 1..) => RelayState::Connecting,
+            (0, 0) => RelayState::Disconnected,
+        };
+        for (gauge, state) in self.states.iter().zip(RelayState::ALL) {
+            gauge.set((state == now).into());
+        }
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.gauges.counts[self.what].fetch_sub(1, Ordering::Relaxed);
+        self.gauges.show();
+    }
+}
+
 /// All metrics of one worker.
 #[derive(Clone, Debug)]
 pub(crate) struct Metrics {
     pub(crate) registry: Registry,
-    relays: Vec<[IntGauge; 3]>,
+    ways: Vec<WayGauges>,
     pub(crate) slots: IntGaugeVec,
     running: IntGauge,
     jobs: IntCounterVec,
@@ -102,13 +166,17 @@ impl Metrics {
             "1 for the state in which the connection to a relay is.",
             &["relay", "state"],
         )?;
-        let relays = relays
-            .iter()
-            .map(|relay| {
-                RelayState::ALL
-                    .map(|state| states.with_label_values(&[relay.to_string().as_str(), state.as_str()]))
-            })
-            .collect();
+        let sessions = gauges(
+            "modelrelay_worker_relay_sessions",
+            "Open sessions by this address: one for each replica behind it.",
+            &["relay"],
+        )?;
+        let ways = relays.iter().map(|relay| {
+            let relay = relay.to_string();
+            let state = |state: RelayState| states.with_label_values(&[relay.as_str(), state.as_str()]);
+            WayGauges::new(RelayState::ALL.map(state), sessions.with_label_values(&[relay.as_str()]))
+        });
+        let ways = ways.collect();
         let jobs = IntCounterVec::new(
             Opts::new("modelrelay_worker_jobs_total", "Requests that ended, by how."),
             &["outcome"],
@@ -118,7 +186,7 @@ impl Metrics {
             .with_label_values(&[env!("CARGO_PKG_VERSION")])
             .set(1);
         Ok(Self {
-            relays,
+            ways,
             slots: gauges("modelrelay_worker_own_slots", "Slots, by what they are doing.", &["state"])?,
             running: gauge("modelrelay_worker_jobs_running", "Requests that run now.")?,
             answered: jobs.with_label_values(&[Outcome::Answered.as_str()]),
@@ -148,16 +216,14 @@ impl Metrics {
         })
     }
 
-    /// Notes where a relay's connection stands.
-    pub(crate) fn relay_state(&self, relay: usize, now: RelayState) {
-        for (gauge, state) in self.relays[relay].iter().zip(RelayState::ALL) {
-            gauge.set((state == now).into());
-        }
+    /// Returns the gauges of one configured relay.
+    pub(crate) fn way(&self, relay: usize) -> WayGauges {
+        self.ways[relay].clone()
     }
 
     /// Says whether any relay is connected.
     pub(crate) fn any_connected(&self) -> bool {
-        self.relays.iter().any(|[_, connected, _]| connected.get() == 1)
+        self.ways.iter().any(|way| way.sessions.get() > 0)
     }
 
     /// Counts a job as running until the value is dropped or told how the job ended.

@@ -30,6 +30,7 @@ use tracing::{debug, info, warn};
 use crate::app::Core;
 use crate::capacity::{Borrower, Member};
 use crate::job::mailbox::Abort;
+use crate::replicas::Claim;
 use crate::socket::Socket;
 use outbox::Outbox;
 
@@ -133,6 +134,7 @@ pub(crate) async fn run(
     core: &Arc<Core>,
     socket: WebSocketStream<Socket>,
     part: Part,
+    claim: Arc<Claim>,
     accepted: impl FnOnce(bool),
 ) -> Ended {
     let (mut sink, mut stream) = socket.split();
@@ -152,7 +154,7 @@ pub(crate) async fn run(
         let _ = tokio::time::timeout(CLOSE_GRACE, sink.send(Message::Close(Some(frame)))).await;
         return Ended::TooManySlots;
     }
-    info!(worker_id = %ack.worker_id, plain_v1 = is_v1, "Registered");
+    info!(worker_id = %ack.worker_id, replica = claim.name(), plain_v1 = is_v1, "Registered");
     accepted(is_v1);
 
     let (control, jobs, outbox) = Outbox::new();
@@ -171,7 +173,7 @@ pub(crate) async fn run(
         let window = ack.response_window_bytes.unwrap_or(DEFAULT_WINDOW_BYTES);
         Form::Streams(streams::Session::new(core, key, control.clone(), jobs, window, credits))
     };
-    let announcer = announce::Announcer::new(core, key, control, extensions, form.running());
+    let announcer = announce::Announcer::new(core, key, claim, control, extensions, form.running());
     serve(form, &announcer, outbox, sink, stream).await
 }
 

@@ -155,6 +155,10 @@ impl Source {
         } else if let Some(urls) = self.variable(env::RELAY_URL).or_else(|| self.variable(env::PROXY_URL)) {
             config.relay_urls = list(urls);
         }
+        if let Some(what) = one(&flags.relay_resolve, env::RELAY_RESOLVE) {
+            let wrong = |problem| Invalid::new("relayResolve", problem);
+            config.relay_resolve = what.parse().map_err(wrong)?;
+        }
         if let Some(url) = one(&flags.backend_url, env::BACKEND_URL) {
             config.backend_url = url;
         }
@@ -285,12 +289,14 @@ mod tests {
             ("MAX_CONCURRENCY", "3"),
             ("RELAY_URL", "http://b, http://c"),
             ("MODELS", "m, n"),
+            ("RELAY_RESOLVE", "all"),
         ];
         let config = load(flags, &variables).unwrap().config;
         assert_eq!((config.name.as_deref(), config.max_concurrency), (Some("flag"), 3));
         assert_eq!(config.provider, "file");
         assert_eq!(config.relay_urls, ["http://b", "http://c"]);
         assert_eq!(config.models, ["m", "n"]);
+        assert_eq!(config.relay_resolve, modelrelay_protocol::config::RelayResolve::All);
     }
 
     #[test]
@@ -325,7 +331,11 @@ mod tests {
 
     #[test]
     fn errors_are_one_line_that_names_the_field() {
-        let table: [(&[(&str, &str)], &str); 6] = [
+        let table: [(&[(&str, &str)], &str); 7] = [
+            (
+                &[("RELAY_URL", "http://r"), ("RELAY_RESOLVE", "some")],
+                "relayResolve: must be First or All, is \"some\"",
+            ),
             (&[], "relayUrls: must name at least one relay"),
             (&[("RELAY_URL", "relay:80")], "relayUrls[0]: must start with"),
             (

@@ -38,7 +38,7 @@ pub(crate) async fn connect_tcp(host: &str, port: u16, limit: Duration) -> io::R
 }
 
 /// An IPv6 address stands in brackets in a URL only.
-fn bare_host(host: &str) -> &str {
+pub(crate) fn bare_host(host: &str) -> &str {
     host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host)
 }
 

@@ -18,11 +18,13 @@ use super::outbox::Control;
 use super::{Ended, Running};
 use crate::app::Core;
 use crate::job::mailbox::Abort;
+use crate::replicas::Claim;
 
 /// Speaks for the worker on one session.
 pub(crate) struct Announcer {
     core: Arc<Core>,
     key: SessionKey,
+    claim: Arc<Claim>,
     control: Control,
     extensions: Extensions,
     running: Running,
@@ -36,6 +38,7 @@ impl Announcer {
     pub(super) fn new(
         core: &Arc<Core>,
         key: SessionKey,
+        claim: Arc<Claim>,
         control: Control,
         extensions: Extensions,
         running: Running,
@@ -43,6 +46,7 @@ impl Announcer {
         Self {
             core: Arc::clone(core),
             key,
+            claim,
             control,
             extensions,
             running,
@@ -58,17 +62,24 @@ impl Announcer {
         self.load();
     }
 
+    /// The relay said how many replicas there are.
+    pub(super) fn counted(&self, replicas: u32) {
+        self.claim.told(replicas);
+    }
+
     /// Says again what is served, because the relay asked.
     pub(super) fn refresh(&self) {
         self.models();
         self.core.look_again();
     }
 
-    /// The relay leaves in so many milliseconds, and closes what still runs then.
+    /// The relay leaves. In so many milliseconds this worker goes, or when what runs has ended; the relay itself
+    /// breaks off what is left at the end of its time.
     pub(super) fn goaway(&self, deadline_ms: u64) {
         info!(deadline_ms, "The relay leaves");
         let at = Instant::now() + Duration::from_millis(deadline_ms.min(24 * 3600 * 1000));
         *self.leave_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(at);
+        self.claim.leaves();
         self.core.capacity.leaving(self.key);
         self.nudge.notify_one();
     }
@@ -95,7 +106,8 @@ impl Announcer {
             let leave_at = *self.leave_at.lock().unwrap_or_else(PoisonError::into_inner);
             // Created before the look, so that what happens in between is not missed.
             let finished = core.capacity.changed.notified();
-            let released = self.released.load(Ordering::Relaxed);
+            let is_over = leave_at.is_some_and(|at| at <= Instant::now());
+            let released = is_over || self.released.load(Ordering::Relaxed);
             if released && self.running.is_empty() {
                 return Ended::Released;
             }
@@ -119,7 +131,7 @@ impl Announcer {
                     self.running.abort_all(Abort::Draining);
                 }
                 () = core.stop.cancelled() => return self.goodbye().await,
-                () = at(leave_at), if leave_at.is_some() => return Ended::Released,
+                () = at(leave_at), if !released => {}
                 _ = ping.tick() => self.control.push(Message::Ping(tokio_tungstenite::tungstenite::Bytes::new())),
                 () = self.nudge.notified() => {}
                 () = finished, if released => {}

@@ -96,7 +96,12 @@ impl Session {
     /// Handles a text message.
     pub(super) fn text(&self, message: ToWorker, announcer: &Announcer) -> Handled {
         match message {
-            ToWorker::Ping { timestamp_unix_ms, replicas: _ } => announcer.pong(timestamp_unix_ms),
+            ToWorker::Ping { timestamp_unix_ms, replicas } => {
+                if let Some(replicas) = replicas {
+                    announcer.counted(replicas);
+                }
+                announcer.pong(timestamp_unix_ms);
+            }
             ToWorker::ModelsRefresh { reason: _ } => announcer.refresh(),
             ToWorker::Return { n } => {
                 if let Err(error) = self.core.capacity.returned(self.key, n) {

@@ -12,6 +12,7 @@ mod metrics;
 mod metrics_table;
 mod program;
 mod relays;
+mod replicas;
 mod slots;
 mod streams;
 mod support;

@@ -8,6 +8,7 @@ use futures_util::{SinkExt, StreamExt};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use modelrelay_protocol::codec::{RequestMeta, StreamId, WorkerFrame, decode_worker_frame, encode_request};
 use modelrelay_protocol::config::WorkerConfig;
+use modelrelay_protocol::window::DEFAULT_WINDOW_BYTES;
 use modelrelay_worker::ProxyRules;
 use modelrelay_worker::app::Worker;
 use modelrelay_worker::settings::{Secret, Settings};
@@ -54,6 +55,27 @@ impl Relay {
         Session::upgrade(self.accept_tcp().await).await
     }
 
+    /// Takes the next upgrade as one of several replicas behind this address.
+    pub(crate) async fn accept_as(&self, replica: &str, replicas: u32) -> Session {
+        let headers =
+            [("x-modelrelay-replica", replica.to_owned()), ("x-modelrelay-replicas", replicas.to_string())];
+        Session::upgrade_with(self.accept_tcp().await, &headers).await
+    }
+
+    /// Takes the next worker as one of several replicas, with all extensions.
+    pub(crate) async fn hold_as(&self, replica: &str, replicas: u32) -> Session {
+        let mut session = self.accept_as(replica, replicas).await;
+        session.acknowledge(DEFAULT_WINDOW_BYTES).await;
+        session
+    }
+
+    /// Fails when somebody has dialled that was not taken.
+    pub(crate) async fn nobody_waits(&self) {
+        let nobody =
+            std::future::poll_fn(|cx| std::task::Poll::Ready(self.listener.poll_accept(cx).is_pending()));
+        assert!(nobody.await, "somebody dials");
+    }
+
     /// Takes the next worker as a plain v1 relay does.
     pub(crate) async fn accept_v1(&self) -> (Session, Value) {
         let mut session = self.accept().await;
@@ -86,9 +108,17 @@ pub(crate) struct Session {
 
 impl Session {
     pub(crate) async fn upgrade(io: impl Io + 'static) -> Self {
+        Self::upgrade_with(io, &[]).await
+    }
+
+    /// Upgrades with more headers in the answer.
+    pub(crate) async fn upgrade_with(io: impl Io + 'static, more: &[(&'static str, String)]) -> Self {
         let (mut target, mut headers) = (String::new(), HeaderMap::new());
         #[allow(clippy::result_large_err, reason = "the library's signature")]
-        let callback = |request: &Request, response: Response| -> Result<Response, ErrorResponse> {
+        let callback = |request: &Request, mut response: Response| -> Result<Response, ErrorResponse> {
+            for (name, value) in more {
+                response.headers_mut().insert(*name, HeaderValue::from_str(value).unwrap());
+            }
             target = request.uri().to_string();
             headers = request.headers().clone();
             Ok(response)
@@ -155,6 +185,20 @@ impl Session {
         within(wanted, found).await
     }
 
+    /// Waits for a recall, whatever comes before it, and returns how many.
+    pub(crate) async fn recall(&mut self) -> u64 {
+        let found = async {
+            loop {
+                let Message::Text(text) = self.next_unlimited().await else { continue };
+                let value: Value = serde_json::from_str(&text).unwrap();
+                if value["type"] == "recall" {
+                    return value["n"].as_u64().unwrap();
+                }
+            }
+        };
+        within("a recall", found).await
+    }
+
     /// Waits for an update that announces these models.
     pub(crate) async fn models(&mut self, wanted: &[&str]) {
         while self.text("models_update").await["models"] != json!(wanted) {}
@@ -172,6 +216,12 @@ impl Session {
             }
         };
         within("a frame", found).await
+    }
+
+    /// Fails unless the worker leaves before it says anything.
+    pub(crate) async fn left_unregistered(&mut self) {
+        let first = within("a goodbye", self.socket.next()).await;
+        assert!(matches!(first, None | Some(Err(_) | Ok(Message::Close(_)))), "{first:?}");
     }
 
     /// Waits for the close frame.
