@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use modelrelay_protocol::codec::FailureCode;
-use modelrelay_protocol::config::{HealthConfig, RelayResolve};
+use modelrelay_protocol::config::{HealthConfig, RelayResolve, Sha256Hash};
 use modelrelay_protocol::frame::LoadReport;
 use modelrelay_protocol::wellknown::ANY_MODEL;
 use prometheus::Registry;
@@ -46,6 +46,10 @@ pub(crate) struct Live {
     /// Models to advertise as they stand; none means what the backend lists.
     pub(crate) models: Vec<String>,
     pub(crate) health: HealthConfig,
+    /// The hash of the token for the admin API.
+    pub(crate) admin: Option<Sha256Hash>,
+    /// Which settings these are.
+    pub(crate) revision: String,
     secret: Option<Secret>,
 }
 
@@ -88,12 +92,39 @@ pub(crate) struct Core {
 impl Core {
     /// Returns the models to announce.
     pub(crate) fn models_shown(&self) -> Vec<String> {
-        if self.drain.is_cancelled() { Vec::new() } else { self.state.borrow().models.clone() }
+        if self.drain.is_cancelled() { Vec::new() } else { self.state.borrow().models_shown().to_vec() }
     }
 
-    /// Returns the load to announce: all slots while draining, so that nobody sends more.
+    /// Returns the load to announce: all slots while draining or paused, so that nobody sends more.
     pub(crate) fn load_shown(&self) -> u32 {
-        if self.drain.is_cancelled() { self.capacity.slots() } else { self.capacity.running() }
+        let closed = self.drain.is_cancelled() || self.state.borrow().paused.is_some();
+        if closed { self.capacity.slots() } else { self.capacity.running() }
+    }
+
+    /// Advertises nothing from now on and finishes what runs. A restart forgets it.
+    pub(crate) fn pause(&self) {
+        let paused = self.state.send_if_modified(|state| {
+            let first = state.paused.is_none();
+            state.paused.get_or_insert_with(Instant::now);
+            first
+        });
+        if paused {
+            info!(running = self.capacity.running(), "Paused: advertising nothing");
+        }
+    }
+
+    /// Advertises again, once a new look at the backend finds it healthy: it may have been replaced meanwhile.
+    pub(crate) fn resume(&self) {
+        let resumed = self.state.send_if_modified(|state| {
+            let Some(_) = state.paused.take() else { return false };
+            state.models.clear();
+            state.report = LoadReport { reason: Some(String::from("resuming")), ..LoadReport::default() };
+            true
+        });
+        if resumed {
+            info!("Resumed");
+            self.look_again();
+        }
     }
 
     /// Counts an address of a relay until the value is dropped.
@@ -151,8 +182,8 @@ impl Core {
             if !state.report.healthy {
                 return false;
             }
-            let report = LoadReport { reason: Some(error.message.clone()), ..LoadReport::default() };
-            *state = BackendState { models: Vec::new(), report };
+            state.models.clear();
+            state.report = LoadReport { reason: Some(error.message.clone()), ..LoadReport::default() };
             true
         });
         if changed {
@@ -194,7 +225,7 @@ impl Worker {
     /// # Errors
     /// The operations port cannot be bound, or the authorities cannot be read.
     pub async fn start(settings: Settings) -> anyhow::Result<Self> {
-        let Settings { config, secret, proxies } = settings;
+        let Settings { config, revision, secret, proxies } = settings;
         let relays = config
             .relay_urls
             .iter()
@@ -220,8 +251,14 @@ impl Worker {
             idle_limit: config.timeouts.idle(),
             drain_limit: config.drain.deadline(),
             capacity: Arc::new(Capacity::new(slots)),
-            live: watch::Sender::new(Live { models: config.models, health: config.health, secret }),
-            state: watch::Sender::new(BackendState { models: Vec::new(), report: starting }),
+            live: watch::Sender::new(Live {
+                models: config.models,
+                health: config.health,
+                admin: config.admin.sha256,
+                revision,
+                secret,
+            }),
+            state: watch::Sender::new(BackendState { report: starting, ..BackendState::default() }),
             probed: watch::Sender::new(false),
             look: Notify::new(),
             metrics,
@@ -273,11 +310,17 @@ impl Worker {
     /// Puts changed settings in force, as far as that goes without a restart: models, health, the secret.
     pub fn reload(&self, settings: Settings) {
         self.core.metrics.reload_failed.set(0);
-        let Settings { config, secret, proxies: _ } = settings;
+        let Settings { config, revision, secret, proxies: _ } = settings;
         if config.max_concurrency != self.core.capacity.slots() {
             warn!("A changed maxConcurrency counts after a restart");
         }
-        let live = Live { models: config.models, health: config.health, secret };
+        let live = Live {
+            models: config.models,
+            health: config.health,
+            admin: config.admin.sha256,
+            revision,
+            secret,
+        };
         let changed = self.core.live.send_if_modified(|old| {
             let changed = *old != live;
             *old = live;

@@ -246,7 +246,7 @@ impl Inner {
         let state = self.borrowers.get(&session).and_then(|borrower| borrower.state.as_ref());
         if let Some(state) = state {
             let Shared { relays, idle_elsewhere } = shared;
-            let report = LoadReport { relays, idle_elsewhere, ..state.borrow().report.clone() };
+            let report = LoadReport { relays, idle_elsewhere, ..state.borrow().report_shown() };
             self.send(session, &ToRelay::Load(report));
         }
     }

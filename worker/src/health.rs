@@ -29,9 +29,26 @@ const FIRST_RETRY: Duration = Duration::from_millis(250);
 /// What relays are told of the backend.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct BackendState {
-    /// What is advertised: nothing while the backend is not healthy.
+    /// What the backend serves: nothing while it is not healthy.
     pub(crate) models: Vec<String>,
     pub(crate) report: LoadReport,
+    /// Since when nothing is advertised, whatever the backend does, because someone asked for it.
+    pub(crate) paused: Option<Instant>,
+}
+
+impl BackendState {
+    /// Returns the models to announce.
+    pub(crate) fn models_shown(&self) -> &[String] {
+        if self.paused.is_some() { &[] } else { &self.models }
+    }
+
+    /// Returns the report to announce.
+    pub(crate) fn report_shown(&self) -> LoadReport {
+        if self.paused.is_some() {
+            return LoadReport { reason: Some(String::from("paused")), ..LoadReport::default() };
+        }
+        self.report.clone()
+    }
 }
 
 /// Which engine answers.
@@ -104,7 +121,7 @@ impl Judge {
                     }
                 }
                 let report = LoadReport { healthy: false, reason: Some(reason), ..LoadReport::default() };
-                (Some(BackendState { models: Vec::new(), report }), wait)
+                (Some(BackendState { report, ..BackendState::default() }), wait)
             }
         }
     }
@@ -136,8 +153,9 @@ pub(crate) async fn watch(core: Arc<Core>) {
 }
 
 /// Publishes a state and logs what changed.
-fn publish(core: &Core, state: BackendState) {
+fn publish(core: &Core, mut state: BackendState) {
     core.state.send_if_modified(|old| {
+        state.paused = old.paused;
         if *old == state {
             return false;
         }
@@ -217,7 +235,7 @@ impl Prober {
             sanitize_models(&names)
         };
         let report = LoadReport { healthy: true, ..load(backend, engine).await };
-        Ok(BackendState { models, report })
+        Ok(BackendState { models, report, paused: None })
     }
 
     /// Asks the health route: the configured one, else `/health` where there is one.
@@ -284,7 +302,7 @@ mod tests {
 
     fn healthy() -> Probe {
         let report = LoadReport { healthy: true, ..LoadReport::default() };
-        Probe::Healthy(BackendState { models: vec![String::from("m")], report })
+        Probe::Healthy(BackendState { models: vec![String::from("m")], report, paused: None })
     }
 
     fn failed(refused: bool) -> Probe {

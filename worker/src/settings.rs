@@ -3,11 +3,17 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use modelrelay_protocol::config::{ConfigError, Invalid, WorkerConfig};
+use modelrelay_protocol::config::{ConfigError, Invalid, Sha256Hash, WorkerConfig};
 use modelrelay_protocol::wellknown::env;
+use sha2::{Digest as _, Sha256};
 
 use crate::cli::Flags;
 use crate::connect::proxy::ProxyRules;
+
+/// The SHA-256 of a text, as settings files carry it.
+pub(crate) fn sha256(text: &str) -> Sha256Hash {
+    Sha256Hash(Sha256::digest(text.as_bytes()).into())
+}
 
 /// A secret; it is never shown.
 #[derive(Clone, PartialEq, Eq)]
@@ -62,6 +68,8 @@ pub enum SettingsError {
 pub struct Settings {
     /// The file's fields, with flags and environment laid over.
     pub config: WorkerConfig,
+    /// The first 16 hexadecimal digits of the SHA-256 of the settings file, or `none`.
+    pub revision: String,
     /// The worker secret.
     pub secret: Option<Secret>,
     /// How to reach relays through proxies.
@@ -79,7 +87,7 @@ impl Settings {
         proxies: ProxyRules,
     ) -> Result<Self, SettingsError> {
         config.validate()?;
-        Ok(Self { config, secret, proxies })
+        Ok(Self { config, revision: String::from("none"), secret, proxies })
     }
 }
 
@@ -114,9 +122,9 @@ impl Source {
     /// # Errors
     /// The first thing that is wrong.
     pub fn load(&self) -> Result<Settings, SettingsError> {
-        let mut config = match self.file() {
+        let (mut config, revision) = match self.file() {
             Some(path) => self.parse(&path)?,
-            None => WorkerConfig::default(),
+            None => (WorkerConfig::default(), String::from("none")),
         };
         let secret = self.overlay(&mut config)?;
         config.backend_url = self.expand(&config.backend_url)?;
@@ -127,20 +135,21 @@ impl Source {
         if config.name.is_none() {
             config.name = Some(self.host_name());
         }
-        Settings::new(config, secret, proxies)
+        Ok(Settings { revision, ..Settings::new(config, secret, proxies)? })
     }
 
-    fn parse(&self, path: &Path) -> Result<WorkerConfig, SettingsError> {
+    fn parse(&self, path: &Path) -> Result<(WorkerConfig, String), SettingsError> {
         let text = read("--config", path)?;
+        let revision = sha256(&text).to_hex()[..16].to_owned();
         let malformed = |source| SettingsError::File { path: path.to_owned(), source };
         if self.flags.check_config {
-            return WorkerConfig::parse_strictly(&text).map_err(malformed);
+            return Ok((WorkerConfig::parse_strictly(&text).map_err(malformed)?, revision));
         }
         let parsed = WorkerConfig::parse(&text).map_err(malformed)?;
         for field in &parsed.ignored {
             tracing::warn!(field, "Ignored a setting that this version does not know");
         }
-        Ok(parsed.config)
+        Ok((parsed.config, revision))
     }
 
     /// Lays flags and variables over the file, and returns the secret.

@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use super::check::{self, Invalid};
 use super::read::{self, ConfigError, Parsed};
+use super::relay::AdminConfig;
 
 /// A worker file in which every field stands once.
 const EXAMPLE: &str = include_str!("worker.example.yaml");
@@ -50,6 +51,8 @@ pub struct WorkerConfig {
     pub timeouts: WorkerTimeoutsConfig,
     /// Whom it trusts when it dials `https` or `wss`.
     pub tls: TlsConfig,
+    /// Who may use `/admin/v1` on the operations port.
+    pub admin: AdminConfig,
 }
 
 impl Default for WorkerConfig {
@@ -69,6 +72,7 @@ impl Default for WorkerConfig {
             drain: WorkerDrainConfig::default(),
             timeouts: WorkerTimeoutsConfig::default(),
             tls: TlsConfig::default(),
+            admin: AdminConfig::default(),
         }
     }
 }

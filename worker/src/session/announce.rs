@@ -114,10 +114,10 @@ impl Announcer {
             tokio::select! {
                 Ok(()) = state.changed() => {
                     let now = state.borrow_and_update().clone();
-                    if now.models != said.models {
+                    if now.models_shown() != said.models_shown() {
                         self.models();
                     }
-                    if now.report != said.report {
+                    if now.report_shown() != said.report_shown() {
                         self.load();
                     }
                     said = now;

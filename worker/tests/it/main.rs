@@ -10,6 +10,7 @@ mod metrics;
 #[path = "../../../relay/tests/it/support/metrics_table.rs"]
 #[allow(unreachable_pub, reason = "the relay's tests share it")]
 mod metrics_table;
+mod pause;
 mod program;
 mod relays;
 mod replicas;
