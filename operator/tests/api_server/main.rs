@@ -3,5 +3,6 @@
 
 #![allow(clippy::panic, clippy::unwrap_used, reason = "what goes wrong here is a failed test")]
 
+mod apply;
 mod lease;
 mod support;

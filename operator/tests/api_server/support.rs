@@ -1,12 +1,18 @@
 //! One API server for all tests of this program, and a namespace and an operator for each of them.
 
+use std::fmt::Debug;
 use std::sync::OnceLock;
 use std::time::Duration;
 
 use dev_cluster::{ControlPlane, Namespace, Options, Tools};
+use k8s_openapi::NamespaceResourceScope;
+use kube::api::{Patch, PatchParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::{Client, Config};
+use kube::{Api, Client, Config, Resource};
 use modelrelay_operator::api::schema;
+use modelrelay_operator::cache::Scope;
+use modelrelay_operator::options;
+use serde::de::DeserializeOwned;
 use tokio::time::{Instant, sleep};
 
 /// How long anything may take on a machine that is busy.
@@ -18,19 +24,24 @@ pub(crate) fn plane() -> Option<&'static ControlPlane> {
     let start = || {
         let options = Options { controller_manager: true, ..Options::default() };
         let plane = ControlPlane::start(&Tools::from_environment()?, options).unwrap();
-        for crd in schema::crds() {
-            let path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
-            plane.api().create(path, &serde_json::to_value(&crd).unwrap()).unwrap();
-        }
-        for plural in ["modelrelays", "workerpools"] {
-            let path = format!("/apis/modelrelay.io/v1alpha1/{plural}");
-            // Just after the CRD was made, the API server asks to come back later.
-            let served = || Ok(plane.api().get(&path).ok());
-            dev_cluster::wait::until("the API server serves the new kinds", LIMIT, served).unwrap();
-        }
+        install_crds(&plane);
         Some(plane)
     };
     SHARED.get_or_init(start).as_ref()
+}
+
+/// Lets an API server know both kinds.
+pub(crate) fn install_crds(plane: &ControlPlane) {
+    for crd in schema::crds() {
+        let path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
+        plane.api().create(path, &serde_json::to_value(&crd).unwrap()).unwrap();
+    }
+    for plural in ["modelrelays", "workerpools"] {
+        let path = format!("/apis/modelrelay.io/v1alpha1/{plural}");
+        // Just after the CRD was made, the API server asks to come back later.
+        let served = || Ok(plane.api().get(&path).ok());
+        dev_cluster::wait::until("the API server serves the new kinds", LIMIT, served).unwrap();
+    }
 }
 
 /// A namespace of the shared API server, and a client that may do anything.
@@ -43,13 +54,35 @@ impl Place {
     /// Makes one; none without the API server's programs.
     pub(crate) async fn new(prefix: &str) -> Option<Self> {
         let plane = tokio::task::spawn_blocking(plane).await.unwrap()?;
+        Some(Self::in_plane(plane, prefix).await)
+    }
+
+    /// Makes one on an API server of the test's own.
+    pub(crate) async fn in_plane(plane: &ControlPlane, prefix: &str) -> Self {
         let namespace = plane.namespace(prefix).unwrap();
-        let client = client(plane.kubeconfig()).await;
-        Some(Self { client, namespace })
+        Self { client: client(plane.kubeconfig()).await, namespace }
     }
 
     pub(crate) fn name(&self) -> &str {
         self.namespace.name()
+    }
+
+    /// Returns the objects of one kind in this namespace.
+    pub(crate) fn api<K>(&self) -> Api<K>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
+    {
+        Api::namespaced(self.client.clone(), self.name())
+    }
+
+    /// Applies a manifest as a user does.
+    pub(crate) async fn apply<K>(&self, manifest: &serde_json::Value) -> K
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Debug,
+    {
+        let name = manifest["metadata"]["name"].as_str().unwrap();
+        let params = PatchParams::apply("kubectl").force();
+        self.api::<K>().patch(name, &params, &Patch::Apply(manifest)).await.unwrap()
     }
 }
 
@@ -61,6 +94,18 @@ pub(crate) async fn client(kubeconfig: &std::path::Path) -> Client {
     let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
     config.default_retry = false;
     Client::try_from(config).unwrap()
+}
+
+/// What operators of tests are told.
+pub(crate) fn options(scope: Scope) -> options::Options {
+    options::Options {
+        scope,
+        pod_name: None,
+        namespace: String::from("modelrelay-system"),
+        relay_image: String::from("registry.example/modelrelay-relay:0.1.0"),
+        worker_image: String::from("registry.example/modelrelay-worker:0.1.0"),
+        image_pull_secrets: Vec::new(),
+    }
 }
 
 /// Asks `look` again and again until it finds something.
