@@ -6,6 +6,7 @@
 //! | [`cache`] | the watches and what they told |
 //! | [`apply`] | writing children: who owns what, what changed, what is no longer wanted |
 //! | [`context`] | what every reconcile is given; deadlines and errors of calls |
+//! | [`generated`] | secrets that the operator makes |
 //! | [`lease`] | which replica acts |
 //! | [`naming`] | names and labels |
 //! | [`options`] | what the operator was told at start |
@@ -17,6 +18,7 @@ pub mod api;
 pub mod apply;
 pub mod cache;
 pub mod context;
+pub mod generated;
 pub mod lease;
 pub mod metrics;
 pub mod naming;
