@@ -10,6 +10,7 @@
 //! | [`lease`] | which replica acts |
 //! | [`naming`] | names and labels |
 //! | [`options`] | what the operator was told at start |
+//! | [`pod_template`] | a user's pod template over a generated one |
 //! | [`relay_client`] | questions to relays and workers |
 //! | [`triggers`] | what is looked at next |
 //! | [`metrics`] | what is counted |
@@ -23,6 +24,7 @@ pub mod lease;
 pub mod metrics;
 pub mod naming;
 pub mod options;
+pub mod pod_template;
 pub mod relay_client;
 mod same;
 pub mod triggers;
