@@ -11,6 +11,7 @@ use tracing::warn;
 
 use crate::apply::Remembered;
 use crate::cache::{Caches, Causes};
+use crate::fleet::Fleet;
 use crate::metrics::Metrics;
 use crate::options::Options;
 use crate::relay_client::OpsClient;
@@ -33,6 +34,8 @@ pub struct Context {
     pub metrics: Arc<Metrics>,
     /// Asks relays and workers on their operations ports.
     pub ops: OpsClient,
+    /// What the relays said of their workers.
+    pub fleet: Fleet,
     pub(crate) applied: Mutex<BTreeMap<String, Remembered>>,
     recorder: Recorder,
 }
@@ -62,6 +65,7 @@ impl Context {
             options,
             metrics,
             ops: OpsClient::default(),
+            fleet: Fleet::default(),
             applied: Mutex::default(),
         }
     }

@@ -6,6 +6,7 @@
 //! | [`cache`] | the watches and what they told |
 //! | [`apply`] | writing children: who owns what, what changed, what is no longer wanted |
 //! | [`context`] | what every reconcile is given; deadlines and errors of calls |
+//! | [`fleet`] | what relays say of their workers |
 //! | [`generated`] | secrets that the operator makes |
 //! | [`lease`] | which replica acts |
 //! | [`naming`] | names and labels |
@@ -19,6 +20,7 @@ pub mod api;
 pub mod apply;
 pub mod cache;
 pub mod context;
+pub mod fleet;
 pub mod generated;
 pub mod lease;
 pub mod metrics;
