@@ -6,9 +6,11 @@
 //! | [`cache`] | the watches and what they told |
 //! | [`apply`] | writing children: who owns what, what changed, what is no longer wanted |
 //! | [`context`] | what every reconcile is given; deadlines and errors of calls |
+//! | [`error`] | why a reconcile did not reach its end |
 //! | [`fleet`] | what relays say of their workers |
 //! | [`generated`] | secrets that the operator makes |
 //! | [`lease`] | which replica acts |
+//! | [`model_relay`] | the reconciler of `ModelRelay` |
 //! | [`naming`] | names and labels |
 //! | [`options`] | what the operator was told at start |
 //! | [`pod_template`] | a user's pod template over a generated one |
@@ -20,10 +22,12 @@ pub mod api;
 pub mod apply;
 pub mod cache;
 pub mod context;
+pub mod error;
 pub mod fleet;
 pub mod generated;
 pub mod lease;
 pub mod metrics;
+pub mod model_relay;
 pub mod naming;
 pub mod options;
 pub mod pod_template;

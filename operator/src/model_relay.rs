@@ -1,0 +1,3 @@
+//! The reconciler of `ModelRelay`.
+
+pub mod access;
