@@ -9,6 +9,7 @@ pub mod condition;
 pub mod model_relay;
 pub mod schema;
 pub mod worker_pool;
+pub mod yaml;
 
 pub use model_relay::{ModelRelay, ModelRelaySpec, ModelRelayStatus};
 pub use worker_pool::{WorkerPool, WorkerPoolSpec, WorkerPoolStatus};
