@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 pub mod condition;
 pub mod model_relay;
+mod rules;
 pub mod schema;
 pub mod worker_pool;
 pub mod yaml;
@@ -25,18 +26,20 @@ pub const VERSION: &str = "v1alpha1";
 pub struct ImageSpec {
     /// Registry and name, without tag: `registry.example.com/team/modelrelay-relay`. Default: the operator's own registry.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 512))]
+    #[schemars(length(max = 512))]
     pub repository: Option<String>,
     /// Tag. Default: the operator's own version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 128), regex(pattern = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"))]
+    #[schemars(length(max = 128))]
     pub tag: Option<String>,
     /// Digest (`sha256:...`); goes before the tag.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(regex(pattern = r"^sha256:[0-9a-f]{64}$"))]
+    #[schemars(length(max = 71))]
     pub digest: Option<String>,
-    /// When nodes pull the image. Default `IfNotPresent`.
+    /// When nodes pull the image: at every start of a pod (`Always`), when they do not have it (`IfNotPresent`, the default),
+    /// or not at all (`Never`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::choice::<PullPolicy>", extend("default" = "IfNotPresent"))]
     pub pull_policy: Option<PullPolicy>,
 }
 
@@ -67,7 +70,9 @@ impl PullPolicy {
 #[serde(rename_all = "camelCase")]
 pub struct ServedModel {
     /// The model, as workers name it.
+    #[schemars(length(max = 512))]
     pub name: String,
     /// Distinct ready workers that serve it, over all relay replicas.
+    #[schemars(range(min = 0))]
     pub ready_workers: i32,
 }

@@ -55,14 +55,15 @@ use super::{ImageSpec, ServedModel, schema};
 )]
 #[serde(rename_all = "camelCase")]
 pub struct ModelRelaySpec {
-    /// Relay replicas, 0 to 1000. Absent means 2; `status.replicas` shows what runs. Not together with `scaling`.
+    /// Relay replicas, 0 to 1000. Absent means 2 without `scaling`, with which it cannot be set; `status.replicas` shows what
+    /// runs. It has no default in the schema, because that would forbid `scaling`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 1000))]
     pub replicas: Option<i32>,
     /// Lets a HorizontalPodAutoscaler choose the number of replicas. Not together with `replicas`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scaling: Option<ScalingSpec>,
-    /// The relay's image.
+    /// The relay's image. Absent: the operator's own version, from its registry.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<ImageSpec>,
     /// Merged over the generated pod: labels, annotations, affinity, resources and the like. What the operator relies on
@@ -95,13 +96,13 @@ pub struct ModelRelaySpec {
     pub timeouts: Option<TimeoutsSpec>,
     /// Seconds that a relay which stops has to finish what runs. Default 300, 1 to 86400.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 86400))]
+    #[schemars(range(min = 1, max = 86400), extend("default" = 300))]
     pub drain_seconds: Option<i32>,
     /// Aliases and weighted splits, by the name that clients ask for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 256), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub models: Vec<ModelSpec>,
-    /// Who may ask.
+    /// Who may ask. Absent: whoever reaches the Service.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client_auth: Option<ClientAuthSpec>,
     /// What a client connection may use.
@@ -118,14 +119,14 @@ pub struct ModelRelaySpec {
 pub struct ScalingSpec {
     /// The fewest replicas. Default 2, 1 to 1000.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 1000))]
+    #[schemars(range(min = 1, max = 1000), extend("default" = 2))]
     pub min_replicas: Option<i32>,
     /// The most replicas, at least `minReplicas`; to 1000.
     #[schemars(range(min = 1, max = 1000))]
     pub max_replicas: i32,
     /// The mean use of the requested CPU that is aimed at, in percent. Default 70, 1 to 1000.
     #[serde(default, rename = "targetCPUPercent", skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 1000))]
+    #[schemars(range(min = 1, max = 1000), extend("default" = 70))]
     pub target_cpu_percent: Option<i32>,
 }
 
@@ -133,19 +134,22 @@ pub struct ScalingSpec {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ServiceSpec {
-    /// Default `ClusterIP`.
+    /// How the Service is reached: from the cluster (`ClusterIP`, the default), also on a port of every node (`NodePort`), or
+    /// also through a load balancer of the provider (`LoadBalancer`).
     #[serde(default, rename = "type", skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::choice::<ServiceType>", extend("default" = "ClusterIP"))]
     pub kind: Option<ServiceType>,
-    /// Default 80, 1 to 65535.
+    /// The port that applications call. Default 80, 1 to 65535.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 65535))]
+    #[schemars(range(min = 1, max = 65535), extend("default" = 80))]
     pub port: Option<i32>,
-    /// The port on every node, for types `NodePort` and `LoadBalancer`. Absent: Kubernetes chooses one.
+    /// The port on every node, 1 to 65535, for types `NodePort` and `LoadBalancer`. Absent: Kubernetes chooses one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 65535))]
     pub node_port: Option<i32>,
-    /// Put on the Service, for load balancers that read them.
+    /// Put on the Service, for load balancers that read them. At most 64.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(schema_with = "schema::annotations")]
     pub annotations: BTreeMap<String, String>,
 }
 
@@ -178,10 +182,7 @@ impl ServiceType {
 pub struct ExposureSpec {
     /// The address under which boxes outside reach the client port, as join commands print it: `https://relay.example.com`.
     #[serde(rename = "externalURL")]
-    #[schemars(
-        length(min = 8, max = 512),
-        regex(pattern = r"^https?://[A-Za-z0-9.:\[\]-]+(/[A-Za-z0-9._~/-]*)?$")
-    )]
+    #[schemars(length(max = 512))]
     pub external_url: String,
 }
 
@@ -191,23 +192,23 @@ pub struct ExposureSpec {
 pub struct QueueSpec {
     /// Requests that may wait for one model. Default 1000, 1 to 1000000.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 1_000_000))]
+    #[schemars(range(min = 1, max = 1_000_000), extend("default" = 1000))]
     pub max_requests: Option<i32>,
-    /// Bytes of all request bodies that a replica holds. Default `256Mi`, at least `limits.maxBodyBytes`.
+    /// Bytes of all request bodies that a replica holds. Default `256Mi`, at least `limits.maxBodyBytes`, at most `1Ti`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(schema_with = "schema::byte_size")]
+    #[schemars(schema_with = "schema::byte_size", extend("default" = "256Mi"))]
     pub max_bytes: Option<Quantity>,
     /// Seconds that a request waits while workers for its model exist. Default 60, 1 to 604800.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 604_800))]
+    #[schemars(range(min = 1, max = 604_800), extend("default" = 60))]
     pub timeout_seconds: Option<i32>,
     /// Seconds that a request waits while nobody serves its model. Default 60, 1 to 604800.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 604_800))]
+    #[schemars(range(min = 1, max = 604_800), extend("default" = 60))]
     pub no_worker_timeout_seconds: Option<i32>,
     /// Seconds between comments to streaming clients that wait, for impatient proxies. Default 0 (off), to 604800.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 0, max = 604_800))]
+    #[schemars(range(min = 0, max = 604_800), extend("default" = 0))]
     pub keep_alive_seconds: Option<i32>,
 }
 
@@ -216,7 +217,7 @@ pub struct QueueSpec {
 #[serde(rename_all = "camelCase")]
 pub struct PrioritySpec {
     /// What client keys name.
-    #[schemars(length(min = 1, max = 64), regex(pattern = r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$"))]
+    #[schemars(length(max = 64))]
     pub name: String,
     /// Higher goes first. -1000000 to 1000000, each value once.
     #[schemars(range(min = -1_000_000, max = 1_000_000))]
@@ -227,15 +228,17 @@ pub struct PrioritySpec {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RoutingSpec {
-    /// Default `LeastLoad`.
+    /// `LeastLoad` (the default): the worker with the lowest relative load. `PrefixHash`: prompts that begin alike go to the
+    /// same worker, which has their beginning in its cache, within a bound on its load.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::choice::<RoutingStrategy>", extend("default" = "LeastLoad"))]
     pub strategy: Option<RoutingStrategy>,
     /// Details of the strategy `PrefixHash`; only with it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prefix_hash: Option<PrefixHashSpec>,
     /// A request header whose value keeps requests on one worker while it can take them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 128), regex(pattern = r"^[A-Za-z0-9-]+$"))]
+    #[schemars(length(max = 128))]
     pub session_affinity_header: Option<String>,
 }
 
@@ -255,11 +258,11 @@ pub enum RoutingStrategy {
 pub struct PrefixHashSpec {
     /// Bytes of the prompt that count. Default 4096, 1 to 1048576.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 1_048_576))]
+    #[schemars(range(min = 1, max = 1_048_576), extend("default" = 4096))]
     pub prefix_bytes: Option<i32>,
     /// How far above the mean load a worker may go before the next one is taken, in percent. Default 125, 100 to 10000.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 100, max = 10_000))]
+    #[schemars(range(min = 100, max = 10_000), extend("default" = 125))]
     pub max_load_percent: Option<i32>,
 }
 
@@ -269,7 +272,7 @@ pub struct PrefixHashSpec {
 pub struct RetriesSpec {
     /// Moves to another worker. Default 3, 0 to 100.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 0, max = 100))]
+    #[schemars(range(min = 0, max = 100), extend("default" = 3))]
     pub max_requeues: Option<i32>,
 }
 
@@ -279,15 +282,15 @@ pub struct RetriesSpec {
 pub struct TimeoutsSpec {
     /// Seconds from dispatch to the first byte. Default 300, 0 to 604800.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 0, max = 604_800))]
+    #[schemars(range(min = 0, max = 604_800), extend("default" = 300))]
     pub first_byte_seconds: Option<i32>,
     /// Seconds of silence within an answer. Default 120, 0 to 604800.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 0, max = 604_800))]
+    #[schemars(range(min = 0, max = 604_800), extend("default" = 120))]
     pub stream_idle_seconds: Option<i32>,
     /// Seconds from arrival to the end of the answer. Default 0, to 604800.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 0, max = 604_800))]
+    #[schemars(range(min = 0, max = 604_800), extend("default" = 0))]
     pub request_seconds: Option<i32>,
 }
 
@@ -296,10 +299,13 @@ pub struct TimeoutsSpec {
 #[serde(rename_all = "camelCase")]
 pub struct ModelSpec {
     /// What clients ask for.
-    #[schemars(length(min = 1, max = 256))]
+    #[schemars(length(max = 256))]
     pub name: String,
-    /// What they get: one of these, by weight among those that a worker serves.
-    #[schemars(length(min = 1, max = 64))]
+    /// What they get: one of these, by weight among those that a worker serves. 1 to 64.
+    #[schemars(
+        length(min = 1, max = 64),
+        extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["model"])
+    )]
     pub targets: Vec<TargetSpec>,
 }
 
@@ -307,12 +313,12 @@ pub struct ModelSpec {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct TargetSpec {
-    /// A model, as workers name it.
-    #[schemars(length(min = 1, max = 256))]
+    /// A model, as workers name it. Each once.
+    #[schemars(length(max = 256))]
     pub model: String,
     /// Its share among the targets. Default 1, 0 to 1000000; not all 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 0, max = 1_000_000))]
+    #[schemars(range(min = 0, max = 1_000_000), extend("default" = 1))]
     pub weight: Option<i32>,
 }
 
@@ -320,9 +326,10 @@ pub struct TargetSpec {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ClientAuthSpec {
-    /// Default `None`: whoever reaches the Service. `APIKeys`: holders of keys in Secrets of this namespace that are
+    /// `None` (the default): whoever reaches the Service. `APIKeys`: holders of keys in Secrets of this namespace that are
     /// labelled `modelrelay.io/client-key: <name of this relay>`.
     #[serde(default, rename = "type", skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::choice::<ClientAuthType>", extend("default" = "None"))]
     pub kind: Option<ClientAuthType>,
 }
 
@@ -343,7 +350,7 @@ pub enum ClientAuthType {
 pub struct LimitsSpec {
     /// Bytes of one request body. Default `64Mi`, at most `queue.maxBytes`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(schema_with = "schema::byte_size")]
+    #[schemars(schema_with = "schema::byte_size", extend("default" = "64Mi"))]
     pub max_body_bytes: Option<Quantity>,
 }
 
@@ -360,8 +367,9 @@ pub struct AllowedWorkerPools {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct AllowedNamespaces {
-    /// Default `Same`.
+    /// `Same` (the default): the relay's own. `Selector`: those whose labels match `selector`. `All`: every one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::choice::<NamespacesFrom>", extend("default" = "Same"))]
     pub from: Option<NamespacesFrom>,
     /// Labels of the namespaces; only and always with `Selector`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -387,21 +395,27 @@ pub enum NamespacesFrom {
 pub struct ModelRelayStatus {
     /// The generation of the spec that this status speaks of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
     pub observed_generation: Option<i64>,
     /// Relay pods that exist.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
     pub replicas: Option<i32>,
     /// Relay pods that are Ready.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
     pub ready_replicas: Option<i32>,
     /// Selects the relay pods, for the scale subresource.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
     pub selector: Option<String>,
     /// The revision of the settings that were written last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 128))]
     pub config_revision: Option<String>,
     /// The endpoint for applications in the cluster.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 512))]
     pub url: Option<String>,
     /// Workers, over all replicas. Absent while the relays cannot be asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -421,9 +435,12 @@ pub struct ModelRelayStatus {
 #[serde(rename_all = "camelCase")]
 pub struct WorkerCounts {
     /// With a session.
+    #[schemars(range(min = 0))]
     pub connected: i32,
     /// Those of them that take requests.
+    #[schemars(range(min = 0))]
     pub ready: i32,
     /// Those of them that finish what runs and leave.
+    #[schemars(range(min = 0))]
     pub draining: i32,
 }

@@ -52,20 +52,22 @@ use super::{ImageSpec, ServedModel, schema};
 pub struct WorkerPoolSpec {
     /// The relay that these workers serve.
     pub relay_ref: RelayRef,
-    /// `Managed`: the operator runs a worker on each GPU node. `External`: boxes outside join by themselves. Immutable.
+    /// `Managed` (the default): the operator runs a worker on each GPU node. `External`: boxes outside join by themselves. Immutable.
     #[serde(rename = "type", default)]
+    #[schemars(schema_with = "schema::choice::<PoolType>")]
     pub kind: PoolType,
     /// Models that these workers may serve. Empty: whatever their backends list.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 256), inner(length(min = 1, max = 256)), extend("x-kubernetes-list-type" = "set"))]
+    #[schemars(length(max = 256), inner(length(max = 256)), extend("x-kubernetes-list-type" = "set"))]
     pub models: Vec<String>,
     /// Requests that one worker runs at once; for `External` the most that a box may declare. Default 8, 1 to 100000.
     /// While a worker is replaced, the old one's unfinished requests run besides.
     #[serde(default = "default_max_concurrent_requests")]
     #[schemars(range(min = 1, max = 100_000))]
     pub max_concurrent_requests: i32,
-    /// What is said about these workers in the relay's admin API and logs.
+    /// What is said about these workers in the relay's admin API and logs. At most 32.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(schema_with = "schema::worker_labels")]
     pub labels: BTreeMap<String, String>,
     /// The inference server beside each worker. Required with `Managed`, refused with `External`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -90,11 +92,11 @@ fn default_max_concurrent_requests() -> i32 {
 #[serde(rename_all = "camelCase")]
 pub struct RelayRef {
     /// The ModelRelay's name. Immutable.
-    #[schemars(length(min = 1, max = 40))]
+    #[schemars(length(max = 40))]
     pub name: String,
     /// Its namespace. Absent: the pool's own. Another one only if the relay's `allowedWorkerPools` lets it. Immutable.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 63))]
+    #[schemars(length(max = 63))]
     pub namespace: Option<String>,
 }
 
@@ -114,7 +116,7 @@ pub enum PoolType {
 pub struct BackendSpec {
     /// An engine that runs already; `$(NODE_IP)` and `$(NODE_NAME)` stand for the worker's node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 8, max = 512))]
+    #[schemars(length(max = 512))]
     pub url: Option<String>,
     /// An engine behind a Service of the pool's namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -131,7 +133,7 @@ pub struct BackendSpec {
 #[serde(rename_all = "camelCase")]
 pub struct BackendService {
     /// Its name.
-    #[schemars(length(min = 1, max = 63))]
+    #[schemars(length(max = 63))]
     pub name: String,
     /// Its port, 1 to 65535.
     #[schemars(range(min = 1, max = 65535))]
@@ -144,19 +146,19 @@ pub struct BackendService {
 pub struct HealthSpec {
     /// A path that answers 200 when the backend is ready. Absent: its `/v1/models`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 512), regex(pattern = r"^/"))]
+    #[schemars(length(max = 512))]
     pub path: Option<String>,
     /// Seconds between probes. Default 10, 1 to 3600.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 3600))]
+    #[schemars(range(min = 1, max = 3600), extend("default" = 10))]
     pub interval_seconds: Option<i32>,
     /// Probes in a row that must fail before the backend counts as gone. Default 3, 1 to 100.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 100))]
+    #[schemars(range(min = 1, max = 100), extend("default" = 3))]
     pub failure_threshold: Option<i32>,
     /// Seconds in which a backend that was never ready counts as starting. Default 1800, 0 (unbounded) to 604800.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 0, max = 604_800))]
+    #[schemars(range(min = 0, max = 604_800), extend("default" = 1800))]
     pub startup_timeout_seconds: Option<i32>,
 }
 
@@ -167,6 +169,7 @@ pub struct ManagedSpec {
     /// Labels of the nodes. Absent: nodes that GPU discovery labelled (`nvidia.com/gpu.present`,
     /// `feature.node.kubernetes.io/amd-gpu` or `intel.feature.node.kubernetes.io/gpu` is `"true"`). `{}`: every node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::node_selector")]
     pub node_selector: Option<BTreeMap<String, String>>,
     /// Taints that the pods tolerate. Absent: those that GPU nodes usually carry (`nvidia.com/gpu`, `amd.com/gpu`,
     /// `gpu.intel.com/i915`, `gpu.intel.com/xe`).
@@ -176,7 +179,7 @@ pub struct ManagedSpec {
     /// How workers and engines are replaced.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub update_strategy: Option<UpdateStrategySpec>,
-    /// The worker's image.
+    /// The worker's image. Absent: the operator's own version, from its registry.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<ImageSpec>,
     /// Merged over the worker's pod.
@@ -195,14 +198,15 @@ pub struct ManagedSpec {
 pub struct UpdateStrategySpec {
     /// Nodes on which the replacement goes on at the same time. Default 1, 1 to 1000.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 1000))]
+    #[schemars(range(min = 1, max = 1000), extend("default" = 1))]
     pub max_unavailable: Option<i32>,
     /// Whether what runs is finished first. Default true.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("default" = true))]
     pub wait_for_idle: Option<bool>,
     /// The longest wait for that, in seconds. Default 900, 1 to 86400.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 86400))]
+    #[schemars(range(min = 1, max = 86400), extend("default" = 900))]
     pub timeout_seconds: Option<i32>,
 }
 
@@ -222,27 +226,35 @@ pub struct ExternalSpec {
 pub struct WorkerPoolStatus {
     /// The generation of the spec that this status speaks of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
     pub observed_generation: Option<i64>,
     /// Nodes that should run a worker.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
     pub desired: Option<i32>,
     /// Nodes that run one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
     pub current: Option<i32>,
     /// Nodes whose worker is of the newest template.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
     pub updated: Option<i32>,
     /// Workers with a session at a relay. Absent while the relays cannot be asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
     pub connected: Option<i32>,
     /// Those of them that take requests.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
     pub ready: Option<i32>,
     /// Those of them that finish what runs and leave.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
     pub draining: Option<i32>,
     /// The Secret with the join command, for `External`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 63))]
     pub join_secret_name: Option<String>,
     /// What the pool serves, by name; the first 64. Absent while the relays cannot be asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -263,11 +275,14 @@ pub struct WorkerPoolStatus {
 #[serde(rename_all = "camelCase")]
 pub struct UnhealthyWorker {
     /// Its name.
+    #[schemars(length(max = 512))]
     pub worker: String,
     /// One word.
+    #[schemars(length(max = 64))]
     pub reason: String,
     /// What is wrong.
     #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 2048))]
     pub message: String,
     /// Since when the operator has seen it so.
     pub since: Time,
