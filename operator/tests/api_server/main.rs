@@ -5,4 +5,5 @@
 
 mod apply;
 mod lease;
+mod refusals;
 mod support;
