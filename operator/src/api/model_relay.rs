@@ -21,7 +21,7 @@ use super::{ImageSpec, ServedModel, schema};
     kind = "ModelRelay",
     plural = "modelrelays",
     shortname = "mrel",
-    category = "modelrelay",
+    category = "modelrelay-all",
     namespaced,
     status = "ModelRelayStatus",
     derive = "PartialEq",

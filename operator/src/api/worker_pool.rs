@@ -20,7 +20,7 @@ use super::{ImageSpec, ServedModel, schema};
     kind = "WorkerPool",
     plural = "workerpools",
     shortname = "wpool",
-    category = "modelrelay",
+    category = "modelrelay-all",
     namespaced,
     status = "WorkerPoolStatus",
     derive = "PartialEq",
