@@ -236,3 +236,43 @@ fn an_absent_field_is_not_sent_as_null() {
         assert!(!object["spec"].to_string().contains("null"), "{object}");
     }
 }
+
+#[test]
+fn every_example_holds_nothing_that_the_types_do_not_know() {
+    let mut count = 0;
+    for entry in fs::read_dir(workspace().join("deploy/examples")).unwrap() {
+        let path = entry.unwrap().path();
+        for document in fs::read_to_string(&path).unwrap().split("\n---\n") {
+            let value: Value = serde_yaml::from_str(document).unwrap();
+            let spec = &value["spec"];
+            let read = match value["kind"].as_str() {
+                Some("ModelRelay") => serde_json::from_value(spec.clone())
+                    .and_then(|spec: modelrelay_operator::api::ModelRelaySpec| serde_json::to_value(spec)),
+                Some("WorkerPool") => serde_json::from_value(spec.clone())
+                    .and_then(|spec: modelrelay_operator::api::WorkerPoolSpec| serde_json::to_value(spec)),
+                other => panic!("{}: {other:?}", path.display()),
+            };
+            let lost = lost("spec", spec, &read.unwrap());
+            assert!(lost.is_empty(), "{}: {lost:?}", path.display());
+            count += 1;
+        }
+    }
+    assert!(count >= 14, "{count}");
+}
+
+/// The fields that did not come back.
+fn lost(path: &str, before: &Value, after: &Value) -> Vec<String> {
+    match before {
+        Value::Object(map) => {
+            map.iter().flat_map(|(key, value)| lost(&format!("{path}.{key}"), value, &after[key])).collect()
+        }
+        Value::Array(items) => items
+            .iter()
+            .enumerate()
+            .flat_map(|(n, item)| lost(&format!("{path}[{n}]"), item, &after[n]))
+            .collect(),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {
+            after.is_null().then(|| path.to_owned()).into_iter().collect()
+        }
+    }
+}

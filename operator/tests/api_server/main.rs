@@ -4,6 +4,7 @@
 #![allow(clippy::panic, clippy::unwrap_used, reason = "what goes wrong here is a failed test")]
 
 mod apply;
+mod examples;
 mod lease;
 mod refusals;
 mod support;
