@@ -4,7 +4,7 @@
 use std::env;
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::ValueEnum;
 
 mod apt_sources;
@@ -38,6 +38,10 @@ pub(crate) enum Part {
     Helm,
     /// What pretends to be nodes, built from its Go module.
     Kwok,
+    /// What nodes need beside Kubernetes: the folders of containerd, runc, network plugins, `nft` and `ip`, as in PATH.
+    NodePath,
+    /// Debian's static one, for the pods of tests.
+    Busybox,
 }
 
 impl Part {
@@ -58,8 +62,23 @@ impl Part {
             Self::Etcd => debian::unpack(&debian::ETCD),
             Self::Helm => go::install(&go::HELM),
             Self::Kwok => go::install(&go::KWOK),
+            Self::NodePath => node_path(),
+            Self::Busybox => debian::unpack(&debian::BUSYBOX),
         }
     }
+}
+
+fn node_path() -> Result<PathBuf> {
+    let programs = [
+        // Before containerd's folder, which has a runc for newer machines.
+        debian::unpack(&debian::RUNC)?,
+        debian::unpack(&debian::CONTAINERD)?,
+        debian::unpack(&debian::CNI_PLUGINS)?,
+        program("nft", &debian::NFT)?,
+        program("ip", &debian::IP)?,
+    ];
+    let folders = programs.iter().filter_map(|program| program.parent());
+    Ok(env::join_paths(folders).context("a folder's name has a colon")?.into())
 }
 
 fn program(name: &str, package: &debian::Package) -> Result<PathBuf> {

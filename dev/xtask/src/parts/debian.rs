@@ -27,33 +27,44 @@ pub(crate) struct Package {
     /// The folder below the library folder from which the program loads plugins, when it
     /// looks for them beside its executable, which to the kernel is the loader.
     plugins: Option<&'static str>,
+    /// Whether it runs with the machine's own libraries. One that starts itself again has to,
+    /// because it would start the loader instead.
+    direct: bool,
+}
+
+impl Package {
+    const fn with_its_libraries(name: &'static str, program: &'static str) -> Self {
+        Self { name, program, suite: None, libraries: &[], plugins: None, direct: false }
+    }
+
+    const fn direct(name: &'static str, program: &'static str) -> Self {
+        Self { direct: true, ..Self::with_its_libraries(name, program) }
+    }
+
+    const fn of(self, suite: &'static str) -> Self {
+        Self { suite: Some(suite), ..self }
+    }
 }
 
 pub(crate) const LLAMA_SERVER: Package = Package {
-    name: "llama.cpp-tools",
-    program: "usr/bin/llama-server",
-    suite: Some("forky"),
     libraries: &["llama"],
     plugins: Some("ggml/backends0"),
+    ..Package::with_its_libraries("llama.cpp-tools", "usr/bin/llama-server").of("forky")
 };
-pub(crate) const NGINX: Package =
-    Package { name: "nginx", program: "usr/sbin/nginx", suite: None, libraries: &[], plugins: None };
-pub(crate) const PROMTOOL: Package = Package {
-    name: "promtool",
-    program: "usr/bin/promtool",
-    suite: Some("forky"),
-    libraries: &[],
-    plugins: None,
-};
-pub(crate) const ETCD: Package = Package {
-    name: "etcd-server",
-    program: "usr/bin/etcd",
-    suite: Some("forky"),
-    libraries: &[],
-    plugins: None,
-};
+pub(crate) const NGINX: Package = Package::with_its_libraries("nginx", "usr/sbin/nginx");
+pub(crate) const PROMTOOL: Package = Package::with_its_libraries("promtool", "usr/bin/promtool").of("forky");
+pub(crate) const ETCD: Package = Package::with_its_libraries("etcd-server", "usr/bin/etcd").of("forky");
+pub(crate) const NFT: Package = Package::with_its_libraries("nftables", "usr/sbin/nft");
+pub(crate) const IP: Package = Package::with_its_libraries("iproute2", "bin/ip");
+pub(crate) const CONTAINERD: Package = Package::direct("containerd", "usr/bin/containerd").of("forky");
+pub(crate) const CNI_PLUGINS: Package =
+    Package::direct("containernetworking-plugins", "usr/lib/cni/ptp").of("forky");
+// Of the machine's own release: it needs a C library as old as the machine's.
+pub(crate) const RUNC: Package = Package::direct("runc", "usr/sbin/runc");
+// Without any library, so it also runs in an image that holds nothing else.
+pub(crate) const BUSYBOX: Package = Package::direct("busybox-static", "bin/busybox");
 
-/// Returns a script that starts the package's program, unpacking it first when it is not there.
+/// Returns the package's program, or a script that starts it, unpacking it first when it is not there.
 ///
 /// # Errors
 /// When this is no Debian, or the package cannot be downloaded.
@@ -69,13 +80,15 @@ pub(crate) fn unpack(package: &Package) -> Result<PathBuf> {
             let mut extract = Command::new("dpkg-deb");
             process::capture("dpkg-deb", extract.arg("-x").arg(archive).arg(&root), || {})?;
         }
-        let script = folder.join(program);
-        fs::write(&script, launch_script(&root, package)?).context("write the launch script")?;
-        fs::set_permissions(&script, Permissions::from_mode(0o755))
-            .context("make the launch script executable")?;
+        if !package.direct {
+            let script = folder.join(program);
+            fs::write(&script, launch_script(&root, package)?).context("write the launch script")?;
+            fs::set_permissions(&script, Permissions::from_mode(0o755))
+                .context("make the launch script executable")?;
+        }
         fs::remove_dir_all(&apt.folder).context("remove the downloads")
     })?;
-    Ok(folder.join(program))
+    Ok(if package.direct { folder.join("root").join(package.program) } else { folder.join(program) })
 }
 
 fn release() -> Option<String> {

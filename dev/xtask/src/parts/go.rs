@@ -30,14 +30,15 @@ pub(crate) const HELM: Package =
 pub(crate) const KWOK: Package =
     Package { program: "kwok", path: "sigs.k8s.io/kwok/cmd/kwok", version: "v0.8.0" };
 
-/// Returns the file with all programs of Kubernetes, which stands beside links named after each.
+/// Returns the file with all programs of Kubernetes. It stands beside links named after each, a name server for
+/// clusters, and the program of the pause image.
 ///
 /// # Errors
 /// When it cannot be built.
 pub(crate) fn kube() -> Result<PathBuf> {
     let module = workspace::root().join("dev/cluster/tools");
     let mut sources = Vec::new();
-    for name in ["go.mod", "go.sum", "main.go"] {
+    for name in ["go.mod", "go.sum", "kube/main.go", "coredns/main.go", "pause/main.go"] {
         let file = module.join(name);
         sources.extend(fs::read(&file).with_context(|| format!("read {}", file.display()))?);
     }
@@ -52,10 +53,12 @@ pub(crate) fn kube() -> Result<PathBuf> {
         let flags = format!(
             "-s -w -X {version}.gitVersion={KUBERNETES} -X {version}.gitMajor=1 -X {version}.gitMinor={KUBERNETES_MINOR}"
         );
-        go.current_dir(&module)
-            .args(["build", "-trimpath", "-ldflags", &flags, "-o"])
-            .arg(folder.join("kube"));
-        process::capture("go build", go.arg("."), || {})?;
+        go.current_dir(&module).args(["build", "-trimpath", "-ldflags", &flags, "-o"]).arg(folder).args([
+            "./kube",
+            "./coredns",
+            "./pause",
+        ]);
+        process::capture("go build", &mut go, || {})?;
         PROGRAMS
             .iter()
             .try_for_each(|name| symlink("kube", folder.join(name)))
