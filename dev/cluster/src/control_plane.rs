@@ -19,6 +19,7 @@ use crate::folder::Folder;
 use crate::kubeconfig::{self, Credential};
 use crate::namespace::Namespace;
 use crate::pki::{self, Authority, Identity, Subject};
+use crate::room::Door;
 use crate::tools::Tools;
 
 const ETCD_LIMIT: Duration = Duration::from_secs(30);
@@ -27,8 +28,6 @@ const READY_LIMIT: Duration = Duration::from_secs(120);
 // Below the ports that the kernel gives to those who ask for any, so that it stays free while the API server is stopped.
 const PORTS: std::ops::Range<u16> = 20_000..30_000;
 const PORT_ATTEMPTS: usize = 20;
-const SERVICES: &str = "10.96.0.0/16";
-const SERVICE_ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 96, 0, 1));
 const HOSTS: &[&str] = &[
     "localhost",
     "kubernetes",
@@ -52,12 +51,35 @@ pub struct Options {
     pub folder: Option<PathBuf>,
 }
 
+/// Where a control plane is.
+#[derive(Debug)]
+pub(crate) struct Site {
+    /// Where the API server listens.
+    pub(crate) address: SocketAddr,
+    /// The addresses of Services, and the first of them, which is the API server's own.
+    pub(crate) services: String,
+    pub(crate) api_service: IpAddr,
+    /// The network that it is in, when that is not the machine's own.
+    pub(crate) hub: Option<Door>,
+}
+
+impl Site {
+    /// On this machine only, without nodes that could reach it.
+    fn loopback() -> Result<Self> {
+        Ok(Self {
+            address: SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?)),
+            services: "10.96.0.0/16".to_owned(),
+            api_service: Ipv4Addr::new(10, 96, 0, 1).into(),
+            hub: None,
+        })
+    }
+}
+
 /// A running control plane; everything of it is gone when it is dropped, and when this process ends.
 #[derive(Debug)]
 pub struct ControlPlane {
     tools: Tools,
     options: Options,
-    port: u16,
     authority: Authority,
     admin: Identity,
     api: Api,
@@ -67,6 +89,7 @@ pub struct ControlPlane {
     controllers: Vec<Daemon>,
     api_server: Mutex<Option<Daemon>>,
     etcd: Daemon,
+    site: Site,
     folder: Folder,
 }
 
@@ -76,27 +99,26 @@ impl ControlPlane {
     /// # Errors
     /// When a part does not start; with the end of its log.
     pub fn start(tools: &Tools, options: Options) -> Result<Self> {
-        let folder = match &options.folder {
-            Some(path) => Folder::at(path)?,
-            None => Folder::temporary()?,
-        };
+        let folder = Folder::new(options.folder.as_deref())?;
+        Self::start_at(Site::loopback()?, folder, tools, options)
+    }
+
+    pub(crate) fn start_at(site: Site, folder: Folder, tools: &Tools, options: Options) -> Result<Self> {
         let pki = folder.path().join("pki");
         let authority = Authority::create(&pki, "ca")?;
-        write_identities(&pki, &authority)?;
-        let admin = authority.issue(
-            "admin",
-            &Subject { user: "admin", group: Some("system:masters"), ..Subject::default() },
-        )?;
+        write_identities(&pki, &authority, &site)?;
+        let masters = Some("system:masters");
+        let admin =
+            authority.issue("admin", &Subject { user: "admin", group: masters, ..Subject::default() })?;
         let etcd = start_etcd(tools, &folder)?;
-        let (port, api_server) = start_first_api_server(tools, &options, &folder)?;
-        let url = url(port);
+        let api_server = start_api_server(tools, &options, &folder, &site)?;
+        let url = format!("https://{}", site.address);
         let api = Api::new(&url, &authority.own().certificate, &admin)?;
         let kubeconfig = folder.path().join("kubeconfig");
         kubeconfig::write(&kubeconfig, &url, &authority.own().certificate, Credential::Certificate(&admin))?;
         let mut plane = Self {
             tools: tools.clone(),
             options,
-            port,
             authority,
             admin,
             api,
@@ -105,6 +127,7 @@ impl ControlPlane {
             controllers: Vec::new(),
             api_server: Mutex::new(None),
             etcd,
+            site,
             folder,
         };
         plane.wait_ready(api_server)?;
@@ -115,13 +138,13 @@ impl ControlPlane {
     /// Returns the address that it serves at.
     #[must_use]
     pub fn url(&self) -> String {
-        url(self.port)
+        format!("https://{}", self.site.address)
     }
 
     /// Returns the socket's address of the same.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
-        SocketAddr::from((Ipv4Addr::LOCALHOST, self.port))
+        self.site.address
     }
 
     /// Returns the administrator's kubeconfig.
@@ -274,7 +297,7 @@ impl ControlPlane {
         if self.api_server().is_some() {
             bail!("the API server runs already");
         }
-        let daemon = start_api_server(&self.tools, &self.options, &self.folder, self.port)?;
+        let daemon = start_api_server(&self.tools, &self.options, &self.folder, &self.site)?;
         self.wait_ready(daemon)
     }
 
@@ -335,6 +358,36 @@ impl ControlPlane {
         Daemon::start(name, command, &self.folder.path().join("log"))
     }
 
+    pub(crate) fn kube(&self) -> &Path {
+        &self.tools.kube
+    }
+
+    pub(crate) fn beside_kube(&self, program: &str) -> PathBuf {
+        self.tools.beside(program)
+    }
+
+    /// Gives a user what a role allows in all namespaces.
+    pub(crate) fn bind_user(&self, user: &str, role: &str) -> Result<()> {
+        let group = "rbac.authorization.k8s.io";
+        let binding = json!({
+            "apiVersion": format!("{group}/v1"),
+            "kind": "ClusterRoleBinding",
+            "metadata": { "name": user },
+            "roleRef": { "apiGroup": group, "kind": "ClusterRole", "name": role },
+            "subjects": [{ "apiGroup": group, "kind": "User", "name": user }],
+        });
+        self.api.create(&format!("/apis/{group}/v1/clusterrolebindings"), &binding).map(drop)
+    }
+
+    pub(crate) fn guarded(&self) -> &Folder {
+        &self.folder
+    }
+
+    /// Issues a certificate whose files are called `name`.
+    pub(crate) fn issue(&self, name: &str, subject: &Subject<'_>) -> Result<Identity> {
+        self.authority.issue(name, subject)
+    }
+
     /// Leaves everything running, and returns the folder, which [`crate::remove`] ends.
     ///
     /// # Errors
@@ -348,19 +401,19 @@ impl ControlPlane {
     }
 }
 
-fn url(port: u16) -> String {
-    format!("https://127.0.0.1:{port}")
-}
-
-fn write_identities(pki: &Path, authority: &Authority) -> Result<()> {
-    let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
+fn write_identities(pki: &Path, authority: &Authority, site: &Site) -> Result<()> {
     let server = Subject {
         user: "kube-apiserver",
-        addresses: &[loopback, SERVICE_ADDRESS],
+        addresses: &[site.address.ip(), site.api_service],
         hosts: HOSTS,
         ..Subject::default()
     };
     authority.issue("apiserver", &server)?;
+    let kubelets = "kube-apiserver-kubelet-client";
+    authority.issue(
+        "kubelets",
+        &Subject { user: kubelets, group: Some("system:masters"), ..Subject::default() },
+    )?;
     pki::key_pair(pki, "sa")?;
     let front = Authority::create(pki, "front-proxy-ca")?;
     front.issue("front-proxy", &Subject { user: "front-proxy-client", ..Subject::default() })?;
@@ -381,11 +434,6 @@ fn start_etcd(tools: &Tools, folder: &Folder) -> Result<Daemon> {
     Ok(etcd)
 }
 
-fn start_first_api_server(tools: &Tools, options: &Options, folder: &Folder) -> Result<(u16, Daemon)> {
-    let port = free_port()?;
-    Ok((port, start_api_server(tools, options, folder, port)?))
-}
-
 fn free_port() -> Result<u16> {
     let mut state = RandomState::new().hash_one("port");
     for _ in 0..PORT_ATTEMPTS {
@@ -399,17 +447,19 @@ fn free_port() -> Result<u16> {
     bail!("none of {PORT_ATTEMPTS} ports was free");
 }
 
-fn start_api_server(tools: &Tools, options: &Options, folder: &Folder, port: u16) -> Result<Daemon> {
-    let mut command = folder.command(&tools.kube);
+fn start_api_server(tools: &Tools, options: &Options, folder: &Folder, site: &Site) -> Result<Daemon> {
+    let Site { address, services, api_service: _, hub } = site;
+    let mut command = match hub {
+        Some(hub) => folder.command_in(*hub, &tools.kube),
+        None => folder.command(&tools.kube),
+    };
     command.args([
         "kube-apiserver",
         "--etcd-servers=unix://etcd:0",
-        "--bind-address=127.0.0.1",
-        "--advertise-address=127.0.0.1",
-        // A loopback address cannot be the endpoint of a Service.
-        "--endpoint-reconciler-type=none",
-        &format!("--secure-port={port}"),
-        &format!("--service-cluster-ip-range={SERVICES}"),
+        &format!("--bind-address={}", address.ip()),
+        &format!("--advertise-address={}", address.ip()),
+        &format!("--secure-port={}", address.port()),
+        &format!("--service-cluster-ip-range={services}"),
         "--authorization-mode=Node,RBAC",
         "--enable-admission-plugins=NodeRestriction,OwnerReferencesPermissionEnforcement",
         "--client-ca-file=pki/ca.crt",
@@ -418,6 +468,10 @@ fn start_api_server(tools: &Tools, options: &Options, folder: &Folder, port: u16
         "--service-account-issuer=https://kubernetes.default.svc",
         "--service-account-key-file=pki/sa.crt",
         "--service-account-signing-key-file=pki/sa.key",
+        "--kubelet-certificate-authority=pki/ca.crt",
+        "--kubelet-client-certificate=pki/kubelets.crt",
+        "--kubelet-client-key=pki/kubelets.key",
+        "--kubelet-preferred-address-types=InternalIP",
         "--requestheader-client-ca-file=pki/front-proxy-ca.crt",
         "--requestheader-allowed-names=front-proxy-client",
         "--requestheader-username-headers=X-Remote-User",
@@ -429,6 +483,10 @@ fn start_api_server(tools: &Tools, options: &Options, folder: &Folder, port: u16
         "--allow-privileged=true",
         "--profiling=false",
     ]);
+    if address.ip().is_loopback() {
+        // It cannot be the endpoint of a Service.
+        command.arg("--endpoint-reconciler-type=none");
+    }
     command.args(&options.api_server_flags);
     Daemon::start("kube-apiserver", &mut command, &folder.path().join("log"))
 }

@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::wait;
 
@@ -15,7 +16,7 @@ const LAST_LINES: usize = 15;
 /// A process that is killed when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Daemon {
-    name: &'static str,
+    name: String,
     child: Child,
     log: PathBuf,
     left: bool,
@@ -23,7 +24,7 @@ pub(crate) struct Daemon {
 
 impl Daemon {
     /// Starts a command that writes its output to the end of a file named after it.
-    pub(crate) fn start(name: &'static str, command: &mut Command, logs: &Path) -> Result<Self> {
+    pub(crate) fn start(name: &str, command: &mut Command, logs: &Path) -> Result<Self> {
         let log = logs.join(format!("{name}.log"));
         let file = File::options().create(true).append(true).open(&log);
         let file = file.with_context(|| format!("open {}", log.display()))?;
@@ -31,7 +32,7 @@ impl Daemon {
         // A group of its own: a terminal's Ctrl-C is for the owner.
         let child = command.process_group(0).spawn();
         let child = child.with_context(|| format!("start {name} ({})", command.get_program().display()))?;
-        Ok(Self { name, child, log, left: false })
+        Ok(Self { name: name.to_owned(), child, log, left: false })
     }
 
     /// Waits until `ready` finds something.
@@ -52,19 +53,45 @@ impl Daemon {
         found.with_context(|| format!("the end of {}:\n{}", self.log.display(), tail(&self.log)))
     }
 
+    /// Returns its process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// From now on it does not end with this value.
     pub(crate) fn leave(&mut self) {
         self.left = true;
+    }
+
+    pub(crate) fn is_left(&self) -> bool {
+        self.left
     }
 }
 
 impl Drop for Daemon {
     fn drop(&mut self) {
         if !self.left {
+            // `nsenter` waits for what it started among other processes, and does not take it along.
+            for inner in children(self.pid()) {
+                kill(inner);
+            }
             // It may have ended.
             let _ = self.child.kill();
             let _ = self.child.wait();
         }
+    }
+}
+
+/// Returns the processes that a process with one thread has started and that have not ended.
+pub(crate) fn children(pid: u32) -> Vec<u32> {
+    let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    text.split_whitespace().filter_map(|child| child.parse().ok()).collect()
+}
+
+fn kill(pid: u32) {
+    if let Some(pid) = Pid::from_raw(pid.cast_signed()) {
+        // It may have ended.
+        let _ = kill_process(pid, Signal::KILL);
     }
 }
 

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
+use crate::room::Door;
 use crate::wait;
 
 /// Names the folder in the environment of each process that was started for it.
@@ -31,15 +32,12 @@ pub(crate) struct Folder {
 }
 
 impl Folder {
-    /// Makes a new folder among the temporary ones.
-    pub(crate) fn temporary() -> Result<Self> {
-        let folder =
-            tempfile::Builder::new().prefix(PREFIX).tempdir().context("create a cluster's folder")?;
-        Self::guarded(folder.keep())
-    }
-
-    /// Makes the folder at a path where nothing is yet.
-    pub(crate) fn at(path: &Path) -> Result<Self> {
+    /// Makes the folder at a path where nothing is yet, or a new one among the temporary ones.
+    pub(crate) fn new(path: Option<&Path>) -> Result<Self> {
+        let Some(path) = path else {
+            let folder = tempfile::Builder::new().prefix(PREFIX).tempdir();
+            return Self::guarded(folder.context("create a cluster's folder")?.keep());
+        };
         fs::create_dir_all(path).with_context(|| format!("create {}", path.display()))?;
         Self::guarded(path.canonicalize().context("find the cluster's folder")?)
     }
@@ -61,8 +59,22 @@ impl Folder {
     /// Prepares a command that the guard ends; its working directory is the folder.
     pub(crate) fn command(&self, program: &Path) -> Command {
         let mut command = Command::new(program);
-        command.current_dir(&self.path).env(MARK, &self.path);
+        self.mark(&mut command);
+        command.current_dir(&self.path);
         command
+    }
+
+    /// Prepares the same behind a door, where the machine's files are.
+    pub(crate) fn command_in(&self, door: Door, program: &Path) -> Command {
+        let mut command = door.command(program);
+        self.mark(&mut command);
+        command.current_dir(&self.path);
+        command
+    }
+
+    /// Lets the guard end what a command starts.
+    pub(crate) fn mark(&self, command: &mut Command) {
+        command.env(MARK, &self.path);
     }
 
     /// Sends the guard away: folder and processes stay.

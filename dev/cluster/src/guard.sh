@@ -8,6 +8,13 @@ if read -r word && [ "$word" = leave ]; then
     exit 0
 fi
 
+# The cable to a cluster's network: without this it would stay for as long as the kernel waits for answers to the last
+# packets of those who are about to be killed. First of all, while no other cluster can have taken its name.
+if { read -r ip && read -r name && read -r index; } 2>/dev/null <"$folder/cable" &&
+    [ "$(cat "/sys/class/net/$name/ifindex" 2>/dev/null)" = "$index" ]; then
+    "$ip" link delete "$name"
+fi
+
 marked() {
     grep --null-data --line-regexp --fixed-strings --files-with-matches --no-messages \
         --regexp="$mark" /proc/[0-9]*/environ | cut -d / -f 3
@@ -20,4 +27,21 @@ while pids=$(marked) && [ -n "$pids" ] && [ "$tries" -gt 0 ]; do
     tries=$((tries - 1))
     sleep 0.02
 done
-rm -rf -- "$folder"
+
+# A node's processes are gone with its first one; what is left of it are control groups, which have to be empty.
+groups() {
+    for name in $(cat "$folder"/*/cgroup 2>/dev/null); do
+        for hierarchy in /sys/fs/cgroup /sys/fs/cgroup/*; do
+            if [ -d "$hierarchy/$name" ]; then
+                find "$hierarchy/$name" -depth -type d
+            fi
+        done
+    done
+}
+tries=200
+while found=$(groups) && [ -n "$found" ] && [ "$tries" -gt 0 ]; do
+    rmdir $found 2>/dev/null
+    tries=$((tries - 1))
+    sleep 0.02
+done
+rm -rf --one-file-system -- "$folder"

@@ -1,8 +1,11 @@
 //! The programs that a cluster is made of.
 
 use std::env;
+use std::ffi::OsString;
 use std::io::Write;
 use std::path::PathBuf;
+
+use anyhow::{Context, Result};
 
 /// Where the programs are.
 #[derive(Debug, Clone)]
@@ -27,6 +30,51 @@ impl Tools {
     #[must_use]
     pub fn from_environment() -> Option<Self> {
         Some(Self { kube: tool(KUBE)?, etcd: tool(ETCD)? })
+    }
+}
+
+/// What nodes need beside [`Tools`].
+#[derive(Debug, Clone)]
+pub struct NodeTools {
+    /// Folders with containerd, its shim and its command line, runc, the plugins for pod networks, `nft` and `ip`, in the form
+    /// of `PATH`. What is in none of them is looked for on `PATH`.
+    pub path: OsString,
+}
+
+/// The variable that names [`NodeTools::path`].
+pub const NODE_PATH: &str = "MODELRELAY_NODE_PATH";
+
+impl NodeTools {
+    /// Finds the programs as [`Tools::from_environment`] does.
+    ///
+    /// # Panics
+    /// When they are missing where `REQUIRE_ALL=1`.
+    #[must_use]
+    pub fn from_environment() -> Option<Self> {
+        Some(Self { path: tool(NODE_PATH)?.into_os_string() })
+    }
+
+    /// Returns where a node's programs look for others.
+    pub(crate) fn search_path(&self) -> OsString {
+        let mut path = self.path.clone();
+        for folders in [env::var_os("PATH").unwrap_or_default(), "/usr/sbin:/usr/bin:/sbin:/bin".into()] {
+            path.push(":");
+            path.push(folders);
+        }
+        path
+    }
+
+    pub(crate) fn find(&self, program: &str) -> Result<PathBuf> {
+        let path = self.search_path();
+        let mut found = env::split_paths(&path).map(|folder| folder.join(program));
+        found.find(|path| path.is_file()).with_context(|| format!("{program} is not there"))
+    }
+}
+
+impl Tools {
+    /// Returns what stands beside Kubernetes.
+    pub(crate) fn beside(&self, program: &str) -> PathBuf {
+        self.kube.with_file_name(program)
     }
 }
 

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
-use dev_cluster::{ControlPlane, Options, Tools};
+use dev_cluster::{Cluster, ClusterOptions, ControlPlane, FakeNodes, NodeTools, Options, Tools};
 
 use crate::parts::Part;
 use crate::progress::Step;
@@ -17,6 +17,12 @@ pub(crate) enum Command {
     Up(UpOptions),
     /// Print the shell's `export` lines for kubectl and helm on it.
     Env,
+    /// Give its nodes the images of archives that docker or buildah wrote.
+    LoadImages {
+        /// The archives.
+        #[arg(required = true)]
+        archives: Vec<PathBuf>,
+    },
     /// End it, and what crashed tests left of theirs.
     Down,
 }
@@ -24,9 +30,15 @@ pub(crate) enum Command {
 /// What to start.
 #[derive(Debug, Args)]
 pub(crate) struct UpOptions {
-    /// The API server with controllers and scheduler, without nodes.
-    #[arg(long, required = true)]
+    /// The API server with controllers and scheduler, without real nodes.
+    #[arg(long, conflicts_with = "nodes")]
     control_plane: bool,
+    /// Real nodes, on each of which pods run.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=8))]
+    nodes: u8,
+    /// Nodes that are only objects, whose pods are called running.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    fake_nodes: usize,
 }
 
 /// Does it.
@@ -35,8 +47,9 @@ pub(crate) struct UpOptions {
 /// When it cannot be done; with what to do about it.
 pub(crate) fn run(command: &Command) -> Result<()> {
     match command {
-        Command::Up(UpOptions { control_plane: _ }) => up(),
+        Command::Up(options) => up(options),
         Command::Env => env(),
+        Command::LoadImages { archives } => load_images(archives),
         Command::Down => down(),
     }
 }
@@ -45,22 +58,52 @@ fn folder() -> Result<PathBuf> {
     Ok(cache::root()?.join("cluster"))
 }
 
-fn up() -> Result<()> {
+fn kubeconfig() -> Result<PathBuf> {
+    let kubeconfig = folder()?.join("kubeconfig");
+    if !kubeconfig.exists() {
+        bail!("there is no cluster; `cargo xtask cluster up` starts one");
+    }
+    Ok(kubeconfig)
+}
+
+fn node_tools() -> Result<NodeTools> {
+    Ok(NodeTools { path: Part::NodePath.path()?.into() })
+}
+
+fn up(options: &UpOptions) -> Result<()> {
     let folder = folder()?;
     if folder.exists() {
         bail!("there is a cluster already; `cargo xtask cluster down` ends it");
     }
-    let tools = Tools { kube: Part::Kube.path()?, etcd: Part::Etcd.path()? };
-    let step = Step::begin("Starting the control plane");
-    let options =
-        Options { controller_manager: true, scheduler: true, folder: Some(folder), ..Options::default() };
-    let plane = ControlPlane::start(&tools, options)?;
-    if process::interrupted() {
-        bail!("interrupted");
+    if !options.control_plane {
+        // Before minutes are spent on the parts.
+        dev_cluster::check_nodes_can_run()?;
     }
-    let url = plane.url();
-    let folder = plane.leave()?;
-    step.done();
+    let tools = Tools { kube: Part::Kube.path()?, etcd: Part::Etcd.path()? };
+    let kwok = if options.fake_nodes > 0 { Some(Part::Kwok.path()?) } else { None };
+    let (url, folder) = if options.control_plane {
+        let step = Step::begin("Starting the control plane");
+        let settings =
+            Options { controller_manager: true, scheduler: true, folder: Some(folder), ..Options::default() };
+        let plane = ControlPlane::start(&tools, settings)?;
+        let fakes = kwok.map(|kwok| FakeNodes::start(&plane, &kwok, options.fake_nodes)).transpose()?;
+        finish(step)?;
+        if let Some(fakes) = fakes {
+            fakes.leave();
+        }
+        (plane.url(), plane.leave()?)
+    } else {
+        let node_tools = node_tools()?;
+        let step = Step::begin("Starting the cluster");
+        let cluster_options =
+            ClusterOptions { nodes: options.nodes, folder: Some(folder), ..ClusterOptions::default() };
+        let mut cluster = Cluster::start(&tools, &node_tools, cluster_options)?;
+        if let Some(kwok) = kwok {
+            cluster.add_fake_nodes(&kwok, options.fake_nodes)?;
+        }
+        finish(step)?;
+        (cluster.control_plane().url(), cluster.leave()?)
+    };
     println!(
         "\n\
          The API server listens on {url}; its files and logs are in {}.\n\
@@ -72,11 +115,30 @@ fn up() -> Result<()> {
     Ok(())
 }
 
-fn env() -> Result<()> {
-    let kubeconfig = folder()?.join("kubeconfig");
-    if !kubeconfig.exists() {
-        bail!("there is no cluster; `cargo xtask cluster up` starts one");
+/// Ends a step that went well, unless the user wants to stop.
+fn finish(step: Step) -> Result<()> {
+    if process::interrupted() {
+        bail!("interrupted");
     }
+    step.done();
+    Ok(())
+}
+
+fn load_images(archives: &[PathBuf]) -> Result<()> {
+    kubeconfig()?;
+    let (tools, cluster) = (node_tools()?, folder()?);
+    for archive in archives {
+        let nodes = dev_cluster::load_image(&tools, &cluster, archive)?;
+        if nodes == 0 {
+            bail!("the cluster has no real nodes");
+        }
+        println!("{}: loaded on {nodes} nodes", archive.display());
+    }
+    Ok(())
+}
+
+fn env() -> Result<()> {
+    let kubeconfig = kubeconfig()?;
     let (kube, helm) = (Part::Kube.path()?, Part::Helm.path()?);
     print!("{}", exports(&kubeconfig, [&kube, &helm]));
     Ok(())

@@ -86,8 +86,14 @@ const ENGINE: &[(&str, Part)] = &[
     ("MODELRELAY_PYTHON", Part::PythonSdks),
     ("MODELRELAY_PROMTOOL", Part::Promtool),
 ];
-const CLUSTER: &[(&str, Part)] =
-    &[(dev_cluster::KUBE, Part::Kube), (dev_cluster::ETCD, Part::Etcd), ("MODELRELAY_HELM", Part::Helm)];
+const CLUSTER: &[(&str, Part)] = &[
+    (dev_cluster::KUBE, Part::Kube),
+    (dev_cluster::ETCD, Part::Etcd),
+    (dev_cluster::NODE_PATH, Part::NodePath),
+    ("MODELRELAY_HELM", Part::Helm),
+    ("MODELRELAY_KWOK", Part::Kwok),
+    ("MODELRELAY_BUSYBOX", Part::Busybox),
+];
 
 /// Parts and the variables that name them.
 struct Parts {
