@@ -16,6 +16,7 @@ use crate::metrics::Metrics;
 use crate::options::Options;
 use crate::relay_client::OpsClient;
 use crate::triggers::Triggers;
+use crate::worker_pool::Memory;
 
 /// How long one call to the API server may take.
 pub const CALL_LIMIT: Duration = Duration::from_secs(10);
@@ -36,6 +37,7 @@ pub struct Context {
     pub ops: OpsClient,
     /// What the relays said of their workers.
     pub fleet: Fleet,
+    pub(crate) pools: Memory,
     pub(crate) applied: Mutex<BTreeMap<String, Remembered>>,
     recorder: Recorder,
 }
@@ -66,6 +68,7 @@ impl Context {
             metrics,
             ops: OpsClient::default(),
             fleet: Fleet::default(),
+            pools: Memory::default(),
             applied: Mutex::default(),
         }
     }

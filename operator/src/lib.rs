@@ -16,6 +16,7 @@
 //! | [`pod_template`] | a user's pod template over a generated one |
 //! | [`relay_client`] | questions to relays and workers |
 //! | [`triggers`] | what is looked at next |
+//! | [`worker_pool`] | the reconciler of `WorkerPool` |
 //! | [`metrics`] | what is counted |
 
 pub mod api;
@@ -34,3 +35,4 @@ pub mod pod_template;
 pub mod relay_client;
 mod same;
 pub mod triggers;
+pub mod worker_pool;

@@ -24,6 +24,12 @@ pub const PAUSED: &str = "modelrelay.io/paused";
 pub const APPLIED: &str = "modelrelay.io/applied";
 /// On pods: the settings revision that they should read now, and the attempt.
 pub const NUDGE: &str = "modelrelay.io/settings";
+/// On worker pods: a hash of the settings that count from a start only.
+pub const STARTED_WITH: &str = "modelrelay.io/started-with";
+/// On engine pods: a hash of what the user wrote of the engine.
+pub const ENGINE_REVISION: &str = "modelrelay.io/engine-revision";
+/// On worker pods: since when the engine beside them is being replaced.
+pub const REPLACING: &str = "modelrelay.io/replacing-engine-since";
 
 /// What a pod is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

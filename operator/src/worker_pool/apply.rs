@@ -1,0 +1,145 @@
+//! Brings a pool's children in line. Writes only.
+
+use k8s_openapi::api::apps::v1::DaemonSet;
+use k8s_openapi::api::core::v1::{Secret, Service, ServiceAccount};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use kube::ResourceExt as _;
+use sha2::{Digest as _, Sha256};
+
+use super::build::{Children, EngineChildren, build, join};
+use super::nudge::Newest;
+use super::pods::pods_of;
+use super::validate::{External, Managed, Refusal};
+use crate::api::condition::reason;
+use crate::apply::{ApplyError, Owner};
+use crate::context::Context;
+use crate::error::ReconcileError;
+use crate::generated::{Token, sha256, token_of};
+use crate::naming::{Part, STARTED_WITH, pool};
+
+/// Why children are not all as they should be.
+#[derive(Debug)]
+pub(super) enum Stop {
+    /// The spec asks for what cannot be; for `Accepted`.
+    Rejected(Refusal),
+    /// Something that is needed is not usable; for `ResolvedRefs`.
+    Unresolved(Refusal),
+    /// Trying again may help.
+    Failed(ReconcileError),
+}
+
+impl From<ApplyError> for Stop {
+    fn from(error: ApplyError) -> Self {
+        match error {
+            ApplyError::NameConflict { .. } => {
+                Self::Rejected(Refusal::new(reason::NAME_CONFLICT, error.to_string()))
+            }
+            ApplyError::Refused { .. } => {
+                Self::Rejected(Refusal::new(reason::CHILD_REFUSED, error.to_string()))
+            }
+            error @ (ApplyError::Leftover { .. } | ApplyError::Call(_) | ApplyError::NotReady(_)) => {
+                Self::Failed(error.into())
+            }
+        }
+    }
+}
+
+/// What was written for a Managed pool, as far as the rest of a reconcile needs it.
+#[derive(Debug)]
+pub(super) struct Written {
+    /// The token for the workers' admin API.
+    pub(super) admin: String,
+    pub(super) newest: Newest,
+}
+
+/// Writes the children of a Managed pool.
+///
+/// # Errors
+/// Why they are not all as they should be.
+pub(super) async fn managed(ctx: &Context, managed: &Managed) -> Result<Written, Stop> {
+    let owner = &managed.owner;
+    let (_, credential) = generated(ctx, owner, pool::credential(&owner.name)).await?;
+    let (_, admin) = generated(ctx, owner, pool::admin(&owner.name)).await?;
+    let children = build(managed, sha256(&admin)).map_err(Stop::Rejected)?;
+    let newest = Newest {
+        settings: revision_of(settings_file(&children.settings)),
+        credential: sha256(&credential).to_hex()[..16].to_owned(),
+    };
+    let Children { account, settings, policy, workers, engine } = children;
+    let started_with = workers
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.template.metadata.as_ref()?.annotations.as_ref()?.get(STARTED_WITH).cloned());
+    let (worker_name, engine_name) = (pool::worker(&owner.name), pool::engine(&owner.name));
+    let mut keep = vec![worker_name.as_str()];
+    let mut keep_services = Vec::new();
+    if engine.is_some() || !workers_have_left(ctx, owner, started_with.as_deref())? {
+        keep.push(&engine_name);
+        keep_services.push(engine_name.as_str());
+    }
+    ctx.apply(owner, account).await?;
+    ctx.apply(owner, settings).await?;
+    ctx.apply(owner, policy).await?;
+    if let Some(EngineChildren { account, service, policy, engines }) = engine {
+        ctx.apply(owner, account).await?;
+        ctx.apply(owner, service).await?;
+        ctx.apply(owner, policy).await?;
+        ctx.apply(owner, engines).await?;
+    }
+    // What the pods mount is there by now.
+    ctx.apply(owner, workers).await?;
+    let secrets = [pool::credential(&owner.name), pool::admin(&owner.name), pool::settings(&owner.name)];
+    ctx.prune::<DaemonSet>(owner, &keep).await?;
+    ctx.prune::<Service>(owner, &keep_services).await?;
+    ctx.prune::<NetworkPolicy>(owner, &keep).await?;
+    ctx.prune::<ServiceAccount>(owner, &keep).await?;
+    ctx.prune::<Secret>(owner, &secrets.each_ref().map(String::as_str)).await?;
+    Ok(Written { admin, newest })
+}
+
+/// Whether every worker pod is of the newest settings, so that none uses an engine that the spec no longer has.
+fn workers_have_left(ctx: &Context, owner: &Owner, started_with: Option<&str>) -> Result<bool, Stop> {
+    let (namespace, name) = (&owner.namespace, &owner.name);
+    if ctx.caches.daemon_sets.get(namespace, &pool::engine(name)).is_none() {
+        return Ok(true);
+    }
+    let Some(workers) = ctx.caches.daemon_sets.get(namespace, &pool::worker(name)) else { return Ok(true) };
+    let pods = pods_of(&ctx.caches.pods, &workers).map_err(|error| Stop::Failed(error.into()))?;
+    Ok(pods.iter().all(|pod| pod.annotations().get(STARTED_WITH).map(String::as_str) == started_with))
+}
+
+fn settings_file(secret: &Secret) -> &[u8] {
+    secret.data.iter().flatten().next().map(|(_, file)| file.0.as_slice()).unwrap_or_default()
+}
+
+/// The revision of a settings file, as relays and workers compute it of what they read.
+pub(super) fn revision_of(file: &[u8]) -> String {
+    Sha256::digest(file).iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Writes the join Secret of an External pool, and returns the token that boxes present.
+///
+/// # Errors
+/// Why it is not as it should be.
+pub(super) async fn external(ctx: &Context, external: &External, relay_url: &str) -> Result<String, Stop> {
+    let owner = &external.owner;
+    let name = pool::join(&owner.name);
+    let (live, token) = generated(ctx, owner, name.clone()).await?;
+    let uid = live.metadata.uid.unwrap_or_default();
+    ctx.apply(owner, join(external, relay_url, &token, uid)).await?;
+    ctx.prune::<Secret>(owner, &[&name]).await?;
+    Ok(token)
+}
+
+/// Makes a Secret with a token unless it exists, and reads it back.
+async fn generated(ctx: &Context, owner: &Owner, name: String) -> Result<(Secret, String), Stop> {
+    let fresh = Token::new(&owner.name).into_secret(name.clone(), Part::Worker.labels(&owner.name));
+    let live = ctx.create_once(owner, fresh).await?;
+    match token_of(&live) {
+        Some(token) => Ok((live, token)),
+        None => Err(Stop::Unresolved(Refusal::new(
+            reason::INVALID_SECRET,
+            format!("Secret \"{name}\" holds no token that the operator made; delete it to have a new one"),
+        ))),
+    }
+}
