@@ -6,5 +6,6 @@
 mod apply;
 mod examples;
 mod lease;
+mod pool;
 mod refusals;
 mod support;
