@@ -4,6 +4,7 @@
 #![allow(unreachable_pub, reason = "modules of one test binary")]
 
 mod admin;
+mod affinity;
 mod browsers;
 mod cancel;
 mod clock;

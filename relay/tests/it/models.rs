@@ -203,26 +203,3 @@ async fn listed_headers_go_to_the_worker_and_credentials_never() {
     worker.complete(&request, 200, "").await;
     assert_eq!(asked.answer().await.status(), 200);
 }
-
-#[tokio::test]
-async fn a_session_stays_with_its_worker() {
-    let relay = TestRelay::start("routing: { sessionAffinityHeader: x-session }\n").await;
-    let mut workers = Vec::new();
-    for name in ["a", "b", "c"] {
-        workers.push(OurWorker::join_named(&relay, name, &["m"], 4).await);
-    }
-    for session in ["s1", "s2", "s3", "s4"] {
-        let mut served = BTreeSet::new();
-        for _ in 0..5 {
-            let asked = relay.ask_with(request("POST", CHAT, &[("x-session", session)], chat("m", false)));
-            let taken =
-                futures_util::future::select_all(workers.iter_mut().map(|worker| Box::pin(worker.request())));
-            let ((stream, ..), index, rest) = taken.await;
-            drop(rest);
-            workers[index].answer(stream, 200, &[], b"").await;
-            served.insert(asked.answer().await.header("x-modelrelay-worker").unwrap().to_owned());
-        }
-        assert_eq!(served.len(), 1, "{served:?}");
-    }
-    relay.settled().await;
-}
