@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::str::FromStr;
@@ -17,7 +18,7 @@ use modelrelay_protocol::config::{
 use modelrelay_protocol::wellknown::env;
 
 use crate::keys;
-use crate::settings::{Given, Live, Overrides, SecretSource, SettingsError, Source};
+use crate::settings::{Given, Live, Overrides, SecretSource, SettingsError, Source, Startable};
 use crate::telemetry::{self, LogFilter};
 
 /// Flags and subcommands as they were typed.
@@ -120,13 +121,18 @@ pub struct Resolved {
     pub log_filter: LogFilter,
     /// Whether only to validate.
     pub check_config: bool,
+    /// How many threads serve, where somebody says so.
+    pub threads: Option<NonZeroUsize>,
 }
+
+/// Sets the number of threads by hand, as for any program of this runtime.
+const THREADS: &str = "TOKIO_WORKER_THREADS";
 
 /// The whole program around `serve`: reads the command line and the settings, starts logging, and turns whatever
 /// ends it into an exit code (0 done, 1 failed while serving, 2 wrong flags or settings).
-pub fn main(serve: impl FnOnce(Arc<Live>) -> anyhow::Result<()>) -> ExitCode {
+pub fn main(serve: impl FnOnce(Arc<Live>, Option<NonZeroUsize>) -> anyhow::Result<()>) -> ExitCode {
     match prepare(std::env::args_os(), process_environment) {
-        Ok(live) => match serve(live) {
+        Ok((live, threads)) => match serve(live, threads) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
                 tracing::error!("Stopped: {error:#}");
@@ -147,19 +153,28 @@ pub fn main(serve: impl FnOnce(Arc<Live>) -> anyhow::Result<()>) -> ExitCode {
 fn prepare(
     arguments: impl IntoIterator<Item = OsString>,
     variable: impl Fn(&str) -> Option<String>,
-) -> Result<Arc<Live>, Exit> {
+) -> Result<(Arc<Live>, Option<NonZeroUsize>), Exit> {
     let args = parse(arguments)?;
     if let Some(Command::Key(KeyCommand::New(options))) = &args.command {
         return Err(Exit { code: 0, text: new_key(options)? });
     }
-    let Resolved { source, log_filter, check_config } = resolve(&args, variable)?;
+    let Resolved { source, log_filter, check_config, threads } = resolve(&args, variable)?;
     if check_config {
-        Live::check(&source)?;
-        return Err(Exit { code: 0, text: "the settings are valid".to_owned() });
+        // The secret may be where the relay will run, and not here.
+        let text = match Live::check(&source)? {
+            Startable::Yes => "the settings are valid".to_owned(),
+            Startable::WithWorkerAuth => {
+                format!(
+                    "the settings are valid, but as it is called here the relay would not start: {}",
+                    SettingsError::NoWorkerAuth
+                )
+            }
+        };
+        return Err(Exit { code: 0, text });
     }
     // Before the settings are read: they may have something to say in the log.
     telemetry::init(log_filter).map_err(|error| Exit { code: 1, text: error.to_string() })?;
-    Ok(Live::start(source)?)
+    Ok((Live::start(source)?, threads))
 }
 
 /// Reads the flags.
@@ -219,6 +234,7 @@ pub fn resolve(args: &Args, variable: impl Fn(&str) -> Option<String>) -> Result
         },
         log_filter: LogFilter::from_variables(rust_log.as_deref(), log_level.as_deref())?,
         check_config: args.check_config,
+        threads: parsed(from(None, "", THREADS), "a whole number from 1 on")?.map(|given| given.value),
     })
 }
 
@@ -345,6 +361,53 @@ mod tests {
     }
 
     #[test]
+    fn threads_are_a_number_that_can_serve() {
+        assert_eq!(resolved(&[], &[("TOKIO_WORKER_THREADS", "3")]).unwrap().threads, NonZeroUsize::new(3));
+        assert_eq!(resolved(&[], &[]).unwrap().threads, None);
+        for wrong in ["0", "many", "-1"] {
+            let error = resolved(&[], &[("TOKIO_WORKER_THREADS", wrong)]).unwrap_err();
+            assert_eq!(
+                error,
+                format!("TOKIO_WORKER_THREADS: must be a whole number from 1 on, is \"{wrong}\"")
+            );
+        }
+    }
+
+    #[test]
+    fn a_check_says_when_the_relay_would_not_start() {
+        let check = |list: &[&str], secret: Option<&str>| {
+            let arguments = ["modelrelay-relay", "--check-config"].iter().chain(list).map(OsString::from);
+            let exit =
+                prepare(arguments, |name| secret.filter(|_| name == env::WORKER_SECRET).map(str::to_owned));
+            exit.map(|_| ()).unwrap_err()
+        };
+        let valid = Exit { code: 0, text: "the settings are valid".to_owned() };
+        assert_eq!(check(&[], Some("hush")), valid);
+        assert_eq!(check(&["--insecure-no-worker-auth"], None), valid);
+        let exit = check(&[], None);
+        assert_eq!(exit.code, 0);
+        assert!(exit.text.starts_with("the settings are valid, but"), "{}", exit.text);
+        assert!(exit.text.contains("WORKER_SECRET") && !exit.text.contains('\n'), "{}", exit.text);
+    }
+
+    #[test]
+    fn a_secret_that_no_worker_could_send_is_refused() {
+        for wrong in ["two\nlines", "caf\u{e9}", "tab\there"] {
+            let exit = prepare(["modelrelay-relay".into(), "--check-config".into()], |name| {
+                (name == env::WORKER_SECRET).then(|| wrong.to_owned())
+            });
+            let exit = exit.map(|_| ()).unwrap_err();
+            assert_eq!(exit.code, 2, "{wrong:?}");
+            assert!(
+                exit.text.starts_with("WORKER_SECRET: must be one line of printable ASCII"),
+                "{}",
+                exit.text
+            );
+            assert!(!exit.text.contains(wrong));
+        }
+    }
+
+    #[test]
     fn a_secret_file_goes_before_the_variable() {
         let source =
             resolved(&["--worker-secret-file", "secret"], &[("WORKER_SECRET", "hush")]).unwrap().source;
@@ -435,7 +498,7 @@ mod tests {
             std::fs::write(&file, text).unwrap();
             let arguments =
                 ["relay".into(), "--check-config".into(), "--config".into(), file.clone().into_os_string()];
-            prepare(arguments, |_| None).unwrap_err()
+            prepare(arguments, |name| (name == env::WORKER_SECRET).then(|| "hush".to_owned())).unwrap_err()
         };
         assert_eq!(check("{}"), Exit { code: 0, text: "the settings are valid".to_owned() });
         let text = format!("{}: retries.maxRequeues: must be at most 100, is 101", file.display());

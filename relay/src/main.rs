@@ -15,17 +15,12 @@ use tracing::info;
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-/// Sets the number of threads by hand, as for any program of this runtime.
-const THREADS: &str = "TOKIO_WORKER_THREADS";
-
 fn main() -> ExitCode {
-    cli::main(|live| {
+    cli::main(|live, given| {
+        let processors = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        let threads = given.map_or_else(|| threads(processors()), NonZeroUsize::get);
         let mut runtime = tokio::runtime::Builder::new_multi_thread();
-        if std::env::var_os(THREADS).is_none() {
-            runtime
-                .worker_threads(threads(std::thread::available_parallelism().map_or(1, NonZeroUsize::get)));
-        }
-        runtime.enable_all().build()?.block_on(serve(live))
+        runtime.worker_threads(threads).enable_all().build()?.block_on(serve(live))
     })
 }
 

@@ -20,7 +20,7 @@ use crate::scheduler::{SchedulerConfig, Strategy, Target, TenantId};
 mod live;
 mod source;
 
-pub use live::{Live, Report};
+pub use live::{Live, Report, Startable};
 use source::Draft;
 pub use source::{Given, Overrides, SecretSource, SettingsError, Source};
 

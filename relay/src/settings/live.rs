@@ -34,6 +34,22 @@ pub struct Report {
     pub problem: Option<String>,
 }
 
+/// Whether a relay starts with valid settings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Startable {
+    /// It does.
+    Yes,
+    /// Only once something says which workers may serve.
+    WithWorkerAuth,
+}
+
+impl Startable {
+    fn of(draft: &Draft) -> Self {
+        let anybody_named = draft.worker_secret.is_some() || !draft.config.worker_credentials.is_empty();
+        if anybody_named || draft.open_to_workers { Self::Yes } else { Self::WithWorkerAuth }
+    }
+}
+
 /// The settings in force.
 pub struct Live {
     source: Source,
@@ -60,8 +76,7 @@ impl Live {
     pub fn start(source: Source) -> Result<Arc<Self>, SettingsError> {
         let contents = source.read();
         let draft = source.interpret(&contents, false)?;
-        let anybody_named = draft.worker_secret.is_some() || !draft.config.worker_credentials.is_empty();
-        if !anybody_named && !source.insecure_no_worker_auth {
+        if Startable::of(&draft) == Startable::WithWorkerAuth {
             return Err(SettingsError::NoWorkerAuth);
         }
         Ok(Arc::new(Self::with(source, contents, draft)))
@@ -71,8 +86,8 @@ impl Live {
     ///
     /// # Errors
     /// What is wrong with them.
-    pub fn check(source: &Source) -> Result<(), SettingsError> {
-        source.interpret(&source.read(), true).map(|_| ())
+    pub fn check(source: &Source) -> Result<Startable, SettingsError> {
+        source.interpret(&source.read(), true).map(|draft| Startable::of(&draft))
     }
 
     /// Settings that come from no file and let anybody serve: for tests and embedding.

@@ -206,7 +206,7 @@ impl Source {
     fn shared_secret(&self, contents: &Contents) -> Result<Option<Secret>, SettingsError> {
         let path = match &self.worker_secret {
             SecretSource::Absent => return Ok(None),
-            SecretSource::Given(secret) => return Ok(Some(secret.clone())),
+            SecretSource::Given(secret) => return sendable("WORKER_SECRET", secret.clone()).map(Some),
             SecretSource::File(path) => path,
         };
         let origin = "--worker-secret-file";
@@ -214,7 +214,7 @@ impl Source {
             Some(Ok(text)) if Secret::new(text).is_empty() => {
                 Err(SettingsError::Value { origin, problem: format!("{} is empty", path.display()) })
             }
-            Some(Ok(text)) => Ok(Some(Secret::new(text))),
+            Some(Ok(text)) => sendable(origin, Secret::new(text)).map(Some),
             Some(Err(problem)) => {
                 Err(SettingsError::Unreadable { origin, path: path.clone(), problem: problem.clone() })
             }
@@ -230,6 +230,15 @@ impl Source {
             (None, None) => SettingsError::Value { origin: "settings", problem: invalid.to_string() },
         }
     }
+}
+
+/// Refuses a secret that no worker could present.
+fn sendable(origin: &'static str, secret: Secret) -> Result<Secret, SettingsError> {
+    if secret.expose().bytes().all(|byte| (0x20..0x7f).contains(&byte)) {
+        return Ok(secret);
+    }
+    let problem = "must be one line of printable ASCII, since workers send it in a header".to_owned();
+    Err(SettingsError::Value { origin, problem })
 }
 
 fn system_words(error: &io::Error) -> String {
