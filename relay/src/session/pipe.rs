@@ -20,7 +20,7 @@ use crate::http::error::RelayError;
 /// Chunks below this are copied together, so that a waiting chunk does not pin the read buffer it was cut from.
 const COPY_BELOW_BYTES: usize = 4 * 1024;
 
-/// Small chunks are copied into pieces of this size: one that grew on would double, and hold up to twice what waits.
+/// Small chunks are copied into pieces of this size.
 const TAIL_BYTES: usize = 16 * 1024;
 
 /// Where window that the reader returned goes: the session that fills this pipe.
@@ -184,6 +184,7 @@ impl Pipe {
             if state.tail.len() + chunk.len() > TAIL_BYTES {
                 flush_tail(&mut state);
             }
+            grow(&mut state.tail, chunk.len());
             state.tail.extend_from_slice(&chunk);
         } else {
             flush_tail(&mut state);
@@ -334,6 +335,16 @@ fn wake(mut state: std::sync::MutexGuard<'_, State>) {
     }
 }
 
+/// Makes room in a piece. Left to itself a buffer doubles past the size of a piece, and holds up to twice what waits.
+fn grow(tail: &mut BytesMut, more: usize) {
+    let needed = tail.len() + more;
+    if needed > tail.capacity() && !tail.is_empty() {
+        let mut larger = BytesMut::with_capacity(needed.next_power_of_two().min(TAIL_BYTES));
+        larger.extend_from_slice(tail);
+        *tail = larger;
+    }
+}
+
 fn flush_tail(state: &mut State) {
     if let Some(tail) = take_tail(state) {
         state.chunks.push_back(tail);
@@ -347,6 +358,19 @@ fn take_tail(state: &mut State) -> Option<Bytes> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pieces_of_small_chunks_hold_little_more_than_what_waits() {
+        for chunk in [1, 100, 1000, 1025, 3000, COPY_BELOW_BYTES - 1] {
+            let mut tail = BytesMut::new();
+            while tail.len() + chunk <= TAIL_BYTES {
+                grow(&mut tail, chunk);
+                tail.extend_from_slice(&vec![0; chunk]);
+                assert!(tail.capacity() <= TAIL_BYTES, "{chunk}: {}", tail.capacity());
+            }
+            assert!(tail.capacity() < tail.len() + COPY_BELOW_BYTES, "{chunk}: {}", tail.capacity());
+        }
+    }
 
     #[test]
     fn without_a_window_only_what_waits_counts() {
