@@ -85,7 +85,7 @@ use self::waiting::Held;
 use self::workers::{WorkerIx, Workers};
 
 /// Below this many requests the table of requests is not worth shrinking.
-const SMALL_TABLE: usize = 1024;
+const SMALL_TABLE: usize = 256;
 
 /// See the module. After each `handle` or `handle_timeout`, [`Scheduler::poll_action`] is to be called until
 /// it returns none.

@@ -72,8 +72,9 @@ async fn http1<S: EdgeService>(
     mut phase: watch::Receiver<Phase>,
 ) {
     let mut builder = http1::Builder::new();
-    // The socket keeps the clock for heads, so that a late one can be answered.
-    builder.header_read_timeout(None).half_close(false).max_buf_size(HTTP1_BUFFER);
+    // The socket keeps the clock for heads, so that a late one can be answered, and notices itself when the client has
+    // gone, which to the library is a half-closed connection.
+    builder.header_read_timeout(None).half_close(true).max_buf_size(HTTP1_BUFFER);
     if shared.limits.max_headers > 100 {
         builder.max_headers(shared.limits.max_headers);
     }
@@ -81,7 +82,8 @@ async fn http1<S: EdgeService>(
         let (activity, shared) = (activity.clone(), shared.clone());
         let may_upgrade = request.method() == Method::CONNECT;
         let answer = call(service.clone(), request, client);
-        async move {
+        // Boxed so that it is gone when the answer begins: the library keeps room for it as long as the connection.
+        Box::pin(async move {
             let mut response = answer.await;
             let is_upgrade = response.status() == StatusCode::SWITCHING_PROTOCOLS
                 || (may_upgrade && response.status().is_success());
@@ -91,7 +93,7 @@ async fn http1<S: EdgeService>(
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
             Ok::<_, Infallible>(response.map(|body| ExchangeBody::new(body, activity, OnFailure::StayOpen)))
-        }
+        })
     });
     let connection = builder.serve_connection(TokioIo::new(io), exchange).with_upgrades();
     tokio::select! {

@@ -162,6 +162,9 @@ impl EdgeIo {
             Ok(used) => {
                 if from_held {
                     self.held.advance(used);
+                    if self.held.is_empty() {
+                        self.held = BytesMut::new();
+                    }
                 } else {
                     self.held.extend_from_slice(&buf.filled()[before + used..]);
                 }
@@ -208,6 +211,19 @@ impl EdgeIo {
                 self.refuse(Refusal::TooSlow, cx)
             }
             Stage::Exchange | Stage::Refusing { .. } | Stage::Lingering { .. } | Stage::Raw => Poll::Pending,
+        }
+    }
+
+    /// Fails once the client has gone from a running exchange. Runs after a flush, which the library ends every turn
+    /// with. The library would look for itself, and keep a buffer of 8 KiB for it as long as the exchange runs.
+    fn notice_gone(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        if !matches!(self.stage, Stage::Exchange) || !self.scan.is_done() || self.activity.is_upgraded() {
+            return Ok(());
+        }
+        match self.poll_gone(cx) {
+            Poll::Ready(Ok(())) => Err(io::ErrorKind::ConnectionAborted.into()),
+            Poll::Ready(Err(error)) => Err(error),
+            Poll::Pending => Ok(()),
         }
     }
 
@@ -350,6 +366,7 @@ impl AsyncWrite for EdgeIo {
         let this = self.get_mut();
         ready!(Pin::new(&mut this.stream).poll_flush(cx))?;
         this.settle(cx);
+        this.notice_gone(cx)?;
         Poll::Ready(Ok(()))
     }
 

@@ -35,7 +35,8 @@ pub struct Stream {
 #[derive(Debug, Default)]
 struct Slot {
     generation: u16,
-    stream: Option<Stream>,
+    /// Boxed: the table keeps as many places as were ever in use at once.
+    stream: Option<Box<Stream>>,
 }
 
 /// A slab with generations, so that a late frame never meets the next request in its place.
@@ -58,7 +59,7 @@ impl Table {
             }
         };
         let slot = &mut self.slots[usize::from(index)];
-        slot.stream = Some(stream);
+        slot.stream = Some(Box::new(stream));
         self.used += 1;
         Some(id(slot.generation, index))
     }
@@ -66,7 +67,7 @@ impl Table {
     /// Finds a request.
     pub fn get_mut(&mut self, id: StreamId) -> Option<&mut Stream> {
         let (generation, index) = split(id);
-        self.slots.get_mut(index).filter(|slot| slot.generation == generation)?.stream.as_mut()
+        self.slots.get_mut(index).filter(|slot| slot.generation == generation)?.stream.as_deref_mut()
     }
 
     /// Takes a request out; its number is not given again soon.
@@ -77,7 +78,7 @@ impl Table {
         slot.generation = slot.generation.wrapping_add(1);
         self.free.push(u16::try_from(index).expect("it came out of sixteen bits"));
         self.used -= 1;
-        Some(stream)
+        Some(*stream)
     }
 
     /// Takes those out whose cancel was not answered yet.
