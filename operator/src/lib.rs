@@ -14,6 +14,7 @@
 //! | [`naming`] | names and labels |
 //! | [`options`] | what the operator was told at start |
 //! | [`pod_template`] | a user's pod template over a generated one |
+//! | [`rbac`] | what the operator may do |
 //! | [`relay_client`] | questions to relays and workers |
 //! | [`triggers`] | what is looked at next |
 //! | [`worker_pool`] | the reconciler of `WorkerPool` |
@@ -32,6 +33,7 @@ pub mod model_relay;
 pub mod naming;
 pub mod options;
 pub mod pod_template;
+pub mod rbac;
 pub mod relay_client;
 mod same;
 pub mod triggers;

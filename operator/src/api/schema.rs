@@ -20,6 +20,11 @@ pub fn crds() -> [CustomResourceDefinition; 2] {
     ]
 }
 
+/// Both CRDs as YAML documents.
+pub fn crds_yaml() -> String {
+    crds().map(|crd| to_yaml(&crd)).join("---\n")
+}
+
 /// Adds the rules, and removes what API servers do not know or need.
 fn finished(crd: &CustomResourceDefinition, write_rules: fn(&mut Value)) -> CustomResourceDefinition {
     let mut value = serde_json::to_value(crd).expect("a CRD is JSON");
