@@ -5,6 +5,7 @@
 //! | [`api`] | the custom resources and their CRDs |
 //! | [`cache`] | the watches and what they told |
 //! | [`apply`] | writing children: who owns what, what changed, what is no longer wanted |
+//! | [`check`] | asking an address whether it answers, for `helm test` |
 //! | [`context`] | what every reconcile is given; deadlines and errors of calls |
 //! | [`error`] | why a reconcile did not reach its end |
 //! | [`fleet`] | what relays say of their workers |
@@ -23,6 +24,7 @@
 pub mod api;
 pub mod apply;
 pub mod cache;
+pub mod check;
 pub mod context;
 pub mod error;
 pub mod fleet;
