@@ -82,7 +82,10 @@ async fn metrics(State(relay): State<Arc<Relay>>) -> Response {
 struct WorkerRow {
     id: u64,
     name: Arc<str>,
+    /// Tells processes of the same name apart, and is the same at every relay; absent for v1 workers.
+    instance: Option<String>,
     pool: Arc<str>,
+    namespace: Option<Arc<str>>,
     labels: std::collections::BTreeMap<String, String>,
     remote: String,
     software: Option<String>,
@@ -106,7 +109,9 @@ async fn workers(State(relay): State<Arc<Relay>>) -> Json<Vec<WorkerRow>> {
         WorkerRow {
             id: session.id.0,
             name: session.name.clone(),
+            instance: session.instance.clone(),
             pool: session.credential.pool.clone(),
+            namespace: session.credential.namespace.clone(),
             labels: session.entry().labels.clone(),
             remote: session.remote.to_string(),
             software: session.software.clone(),

@@ -81,6 +81,7 @@ async fn workers_queue_and_requests_are_shown_as_they_are() {
         (&row["name"], &row["pool"], &row["protocol"]),
         (&json!("gpu-1"), &json!("default"), &json!("v1"))
     );
+    assert_eq!((&row["instance"], &row["namespace"]), (&Value::Null, &Value::Null));
     assert_eq!((&row["slots"], &row["free"], &row["running"]), (&json!(2), &json!(0), &json!(2)));
     assert_eq!((&row["state"], &row["models"]), (&json!("ready"), &json!(["m"])));
 

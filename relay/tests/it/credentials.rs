@@ -152,7 +152,7 @@ async fn a_worker_that_registers_after_its_credential_was_withdrawn_is_refused()
 async fn a_credential_bounds_its_workers_models_and_slots() {
     let entry = SettingsFile::credential(
         "w",
-        ", pool: gpus, models: [a, b], maxWorkers: 2, maxConcurrentRequests: 1, labels: { zone: x }",
+        ", pool: gpus, namespace: lab, models: [a, b], maxWorkers: 2, maxConcurrentRequests: 1, labels: { zone: x }",
     );
     let relay = TestRelay::follow(&SettingsFile::new(&workers(&[entry]))).await;
     let first = V1Worker::join_with(&relay, &register("first", &["a", "c", "b"], 8), Some("w")).await;
@@ -175,6 +175,10 @@ async fn a_credential_bounds_its_workers_models_and_slots() {
     register["instance"] = json!("one");
     let mut ours = OurWorker::join_with(&relay, &register, Some("w")).await;
     assert_eq!(ours.ack["max_concurrent"], 1);
+    let rows = relay.admin("/admin/v1/workers").await;
+    let shown: Vec<_> =
+        rows.as_array().unwrap().iter().map(|row| (&row["instance"], &row["namespace"])).collect();
+    assert_eq!(shown, [(&Value::Null, &json!("lab")), (&json!("one"), &json!("lab"))]);
     // The same process again takes its own place, not another's.
     let again = OurWorker::join_with(&relay, &register, Some("w")).await;
     assert_eq!(u16::from(ours.closed().await.unwrap().code), 1000);
