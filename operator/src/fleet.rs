@@ -1,21 +1,41 @@
 //! What the relays say of their workers: asked for by the ModelRelay reconciler, read by both.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crate::relay_client::{AskError, WorkerReport};
 
 /// The newest answers of every relay's pods.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Fleet {
     /// By the relay's namespace and name.
     views: Mutex<BTreeMap<(String, String), Arc<RelayView>>>,
+    tell: OnceLock<Tell>,
+}
+
+type Tell = Box<dyn Fn(&str, &str) + Send + Sync>;
+
+impl std::fmt::Debug for Fleet {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Fleet").field("views", &self.views).finish_non_exhaustive()
+    }
 }
 
 impl Fleet {
+    /// Has `tell` called with namespace and name of each relay whose workers are not as they were. Only the first call counts.
+    pub fn on_change(&self, tell: impl Fn(&str, &str) + Send + Sync + 'static) {
+        let _ = self.tell.set(Box::new(tell));
+    }
+
     /// Notes what a relay's pods answered.
     pub fn put(&self, (namespace, name): (&str, &str), view: RelayView) {
-        self.locked().insert((namespace.to_owned(), name.to_owned()), Arc::new(view));
+        let (key, view) = ((namespace.to_owned(), name.to_owned()), Arc::new(view));
+        let before = self.locked().insert(key, view.clone());
+        let known = |view: &RelayView| view.is_known().then(|| view.workers());
+        let changed = before.map(|view| known(&view)) != Some(known(&view));
+        if let Some(tell) = self.tell.get().filter(|_| changed) {
+            tell(namespace, name);
+        }
     }
 
     /// Returns what the relay's pods answered last. Nothing when they were not asked yet.
@@ -238,6 +258,23 @@ mod tests {
         view.answers.insert("r1".to_owned(), Err(error));
         assert!(!view.is_known());
         assert!(!RelayView::default().is_known());
+    }
+
+    #[test]
+    fn changed_workers_are_told_of_and_nothing_else() {
+        let (fleet, told) = (Fleet::default(), Arc::new(Mutex::new(Vec::new())));
+        let told_to = told.clone();
+        fleet.on_change(move |namespace, name| {
+            told_to.lock().unwrap().push(format!("{namespace}/{name}"));
+        });
+        let mut other = report("w", Some("i"), "a100", "ready", &["coder"]);
+        let one = view(&[("r1", &[other.clone()])]);
+        let moved = view(&[("r2", &[other.clone()]), ("r3", &[other.clone()])]);
+        other.state = "draining".to_owned();
+        for view in [one.clone(), one, moved, view(&[("r1", &[other])]), RelayView::default()] {
+            fleet.put(("n", "main"), view);
+        }
+        assert_eq!(*told.lock().unwrap(), ["n/main"; 3]);
     }
 
     #[test]
