@@ -6,6 +6,7 @@
 //! | [`cache`] | the watches and what they told |
 //! | [`apply`] | writing children: who owns what, what changed, what is no longer wanted |
 //! | [`check`] | asking an address whether it answers, for `helm test` |
+//! | [`client_keys`] | Secrets of users as client keys |
 //! | [`context`] | what every reconcile is given; deadlines and errors of calls |
 //! | [`error`] | why a reconcile did not reach its end |
 //! | [`fleet`] | what relays say of their workers |
@@ -25,6 +26,7 @@ pub mod api;
 pub mod apply;
 pub mod cache;
 pub mod check;
+pub mod client_keys;
 pub mod context;
 pub mod error;
 pub mod fleet;
