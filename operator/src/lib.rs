@@ -14,6 +14,7 @@
 //! | [`lease`] | which replica acts |
 //! | [`model_relay`] | the reconciler of `ModelRelay` |
 //! | [`naming`] | names and labels |
+//! | [`nudge`] | makes kubelets look at changed settings |
 //! | [`options`] | what the operator was told at start |
 //! | [`pod_template`] | a user's pod template over a generated one |
 //! | [`rbac`] | what the operator may do |
@@ -35,6 +36,7 @@ pub mod lease;
 pub mod metrics;
 pub mod model_relay;
 pub mod naming;
+pub mod nudge;
 pub mod options;
 pub mod pod_template;
 pub mod rbac;
