@@ -13,6 +13,7 @@ use crate::apply::Remembered;
 use crate::cache::{Caches, Causes};
 use crate::fleet::Fleet;
 use crate::metrics::Metrics;
+use crate::model_relay;
 use crate::options::Options;
 use crate::relay_client::OpsClient;
 use crate::triggers::Triggers;
@@ -38,6 +39,7 @@ pub struct Context {
     /// What the relays said of their workers.
     pub fleet: Fleet,
     pub(crate) pools: Memory,
+    pub(crate) relays: model_relay::Memories,
     pub(crate) applied: Mutex<BTreeMap<String, Remembered>>,
     recorder: Recorder,
 }
@@ -69,6 +71,7 @@ impl Context {
             ops: OpsClient::default(),
             fleet: Fleet::default(),
             pools: Memory::default(),
+            relays: model_relay::Memories::default(),
             applied: Mutex::default(),
         }
     }

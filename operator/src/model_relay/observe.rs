@@ -1,0 +1,128 @@
+//! Asks the pods of a relay for their settings and workers, and nudges those that run with old settings.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt as _;
+use futures_util::stream;
+use kube::ResourceExt as _;
+use tracing::debug;
+
+use super::build::OPS_PORT;
+use super::memory::{Asked, Memory};
+use super::pods::RelayPod;
+use crate::apply::Owner;
+use crate::context::Context;
+use crate::fleet::RelayView;
+use crate::nudge::{self, Plan, Waiting};
+
+/// How often pods are asked while nothing changes.
+pub(super) const EVERY: Duration = Duration::from_secs(10);
+/// How often those are asked that should have new settings any moment.
+const SOON: Duration = Duration::from_millis(250);
+/// Questions and nudges at once.
+const AT_ONCE: usize = 32;
+
+/// What pods are asked with and for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Observing<'a> {
+    pub(super) ctx: &'a Context,
+    pub(super) owner: &'a Owner,
+    pub(super) pods: &'a [RelayPod],
+    /// The token for the admin API; without it nobody answers.
+    pub(super) admin: Option<&'a str>,
+    /// What the pods should run with.
+    pub(super) revision: Option<&'a str>,
+    /// Whether nothing may be written.
+    pub(super) paused: bool,
+}
+
+impl Observing<'_> {
+    /// Asks and nudges as far as it is time to, and returns when to look again.
+    pub(super) async fn observe(self, memory: &mut Memory, now: Instant) -> Option<Duration> {
+        memory.asked.retain(|uid, _| self.pods.iter().any(|pod| pod.uid == *uid));
+        // Those that are known to run with other settings are not asked first: a question may take seconds.
+        self.nudge(memory, now, true).await;
+        self.ask_settings(memory, now).await;
+        let next = self.nudge(memory, now, false).await;
+        self.ask_workers(memory, now).await;
+        let soon = next.is_some().then_some(SOON);
+        let later = self.pods.iter().any(|pod| pod.address.is_some()).then_some(EVERY);
+        soon.or(later)
+    }
+
+    fn acknowledged(&self, memory: &Memory, pod: &RelayPod) -> bool {
+        let answer = memory.asked.get(&pod.uid).map(|asked| &asked.answer);
+        matches!(answer, Some(Ok(report)) if Some(report.revision.as_str()) == self.revision)
+    }
+
+    /// Returns when the next attempt is due.
+    async fn nudge(&self, memory: &mut Memory, now: Instant, only_known: bool) -> Option<Instant> {
+        let revision = self.revision.filter(|_| !self.paused)?;
+        let waiting: Vec<_> = self
+            .pods
+            .iter()
+            .filter(|pod| pod.address.is_some() && !self.acknowledged(memory, pod))
+            .filter(|pod| !only_known || memory.asked.contains_key(&pod.uid))
+            .map(|pod| Waiting { pod: &pod.uid, told: nudge::told(&pod.pod, revision) })
+            .collect();
+        if only_known && waiting.is_empty() {
+            return None;
+        }
+        let Plan { now: due, next } = memory.nudges.plan(&waiting, revision, now);
+        stream::iter(due)
+            .for_each_concurrent(AT_ONCE, async |(uid, attempt)| {
+                let Some(pod) = self.pods.iter().find(|pod| pod.uid == uid) else { return };
+                if let Err(error) = nudge::nudge(self.ctx, &pod.pod, revision, attempt).await {
+                    // The next attempt comes soon, and the kubelet looks by itself in the end.
+                    debug!(pod = pod.pod.name_any(), %error, "A pod was not nudged");
+                }
+            })
+            .await;
+        next
+    }
+
+    async fn ask_settings(&self, memory: &mut Memory, now: Instant) {
+        let Some(token) = self.admin else { return };
+        let due = self.pods.iter().filter_map(|pod| {
+            let address = pod.address?;
+            let patience = if self.acknowledged(memory, pod) { EVERY } else { SOON };
+            let recent = memory.asked.get(&pod.uid).is_some_and(|asked| now < asked.at + patience);
+            (!recent).then_some((pod, address))
+        });
+        let due: Vec<_> = due.collect();
+        let answers: Vec<_> = stream::iter(due)
+            .map(async |(pod, address)| {
+                (pod.uid.clone(), self.ctx.ops.config(address, OPS_PORT, token).await)
+            })
+            .buffer_unordered(AT_ONCE)
+            .collect()
+            .await;
+        for (uid, answer) in answers {
+            memory.asked.insert(uid, Asked { at: now, answer });
+        }
+    }
+
+    async fn ask_workers(&self, memory: &mut Memory, now: Instant) {
+        let ready: Vec<_> = self.pods.iter().filter(|pod| pod.ready).collect();
+        let names: BTreeSet<_> = ready.iter().map(|pod| pod.uid.clone()).collect();
+        let recent = memory
+            .workers_asked
+            .as_ref()
+            .is_some_and(|(at, asked)| now < *at + EVERY - Duration::from_secs(1) && *asked == names);
+        if recent {
+            return;
+        }
+        let token = self.admin.unwrap_or_default();
+        let answers = stream::iter(ready)
+            .filter_map(async |pod| Some((pod, pod.address?)))
+            .map(async |(pod, address)| {
+                (pod.pod.name_any(), self.ctx.ops.workers(address, OPS_PORT, token).await)
+            })
+            .buffer_unordered(AT_ONCE)
+            .collect()
+            .await;
+        memory.workers_asked = Some((now, names));
+        self.ctx.fleet.put((&self.owner.namespace, &self.owner.name), RelayView { answers });
+    }
+}
