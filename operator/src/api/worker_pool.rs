@@ -144,7 +144,7 @@ pub struct BackendService {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct HealthSpec {
-    /// A path that answers 200 when the backend is ready. Absent: its `/v1/models`.
+    /// A path that answers 200 when the backend is ready. Absent: `/health`, and where there is no such route `/v1/models`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 512))]
     pub path: Option<String>,
