@@ -1,41 +1,24 @@
 //! What the relays say of their workers: asked for by the ModelRelay reconciler, read by both.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::relay_client::{AskError, WorkerReport};
 
 /// The newest answers of every relay's pods.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub struct Fleet {
     /// By the relay's namespace and name.
     views: Mutex<BTreeMap<(String, String), Arc<RelayView>>>,
-    tell: OnceLock<Tell>,
-}
-
-type Tell = Box<dyn Fn(&str, &str) + Send + Sync>;
-
-impl std::fmt::Debug for Fleet {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Fleet").field("views", &self.views).finish_non_exhaustive()
-    }
 }
 
 impl Fleet {
-    /// Has `tell` called with namespace and name of each relay whose workers are not as they were. Only the first call counts.
-    pub fn on_change(&self, tell: impl Fn(&str, &str) + Send + Sync + 'static) {
-        let _ = self.tell.set(Box::new(tell));
-    }
-
-    /// Notes what a relay's pods answered.
-    pub fn put(&self, (namespace, name): (&str, &str), view: RelayView) {
+    /// Notes what a relay's pods answered. Returns whether its workers are not as they were.
+    pub fn put(&self, (namespace, name): (&str, &str), view: RelayView) -> bool {
         let (key, view) = ((namespace.to_owned(), name.to_owned()), Arc::new(view));
         let before = self.locked().insert(key, view.clone());
         let known = |view: &RelayView| view.is_known().then(|| view.workers());
-        let changed = before.map(|view| known(&view)) != Some(known(&view));
-        if let Some(tell) = self.tell.get().filter(|_| changed) {
-            tell(namespace, name);
-        }
+        before.map(|view| known(&view)) != Some(known(&view))
     }
 
     /// Returns what the relay's pods answered last. Nothing when they were not asked yet.
@@ -261,20 +244,16 @@ mod tests {
     }
 
     #[test]
-    fn changed_workers_are_told_of_and_nothing_else() {
-        let (fleet, told) = (Fleet::default(), Arc::new(Mutex::new(Vec::new())));
-        let told_to = told.clone();
-        fleet.on_change(move |namespace, name| {
-            told_to.lock().unwrap().push(format!("{namespace}/{name}"));
-        });
+    fn changed_workers_are_noticed_and_nothing_else() {
+        let fleet = Fleet::default();
         let mut other = report("w", Some("i"), "a100", "ready", &["coder"]);
         let one = view(&[("r1", &[other.clone()])]);
         let moved = view(&[("r2", &[other.clone()]), ("r3", &[other.clone()])]);
         other.state = "draining".to_owned();
-        for view in [one.clone(), one, moved, view(&[("r1", &[other])]), RelayView::default()] {
-            fleet.put(("n", "main"), view);
-        }
-        assert_eq!(*told.lock().unwrap(), ["n/main"; 3]);
+        let drains = view(&[("r1", &[other])]);
+        let changed = [one.clone(), one, moved, drains, RelayView::default(), RelayView::default()]
+            .map(|view| fleet.put(("n", "main"), view));
+        assert_eq!(changed, [true, false, false, true, true, false]);
     }
 
     #[test]

@@ -17,6 +17,8 @@ pub fn in_namespaces() -> Vec<PolicyRule> {
         // its owner.
         rule(ours, &["modelrelays/finalizers", "workerpools/finalizers"], &["update"]),
         rule("apps", &["daemonsets", "deployments"], OWN),
+        // A pod names its ReplicaSet, and only that names the Deployment.
+        rule("apps", &["replicasets"], &["get"]),
         rule("autoscaling", &["horizontalpodautoscalers"], OWN),
         rule("networking.k8s.io", &["networkpolicies"], OWN),
         rule("policy", &["poddisruptionbudgets"], OWN),

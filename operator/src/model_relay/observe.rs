@@ -15,6 +15,7 @@ use crate::apply::Owner;
 use crate::context::Context;
 use crate::fleet::RelayView;
 use crate::nudge::{self, Plan, Waiting};
+use crate::triggers::relay_of;
 
 /// How often pods are asked while nothing changes.
 pub(super) const EVERY: Duration = Duration::from_secs(10);
@@ -123,6 +124,12 @@ impl Observing<'_> {
             .collect()
             .await;
         memory.workers_asked = Some((now, names));
-        self.ctx.fleet.put((&self.owner.namespace, &self.owner.name), RelayView { answers });
+        let key = (self.owner.namespace.clone(), self.owner.name.clone());
+        if self.ctx.fleet.put((&key.0, &key.1), RelayView { answers }) {
+            let pools = self.ctx.caches.worker_pools.matching(|pool| relay_of(pool) == key);
+            for pool in pools.unwrap_or_default() {
+                self.ctx.triggers.pool(&pool.namespace().unwrap_or_default(), &pool.name_any());
+            }
+        }
     }
 }
