@@ -7,5 +7,6 @@ mod apply;
 mod examples;
 mod lease;
 mod pool;
+mod pool_pods;
 mod refusals;
 mod support;

@@ -26,14 +26,14 @@ use tokio_util::task::TaskTracker;
 use crate::support::{Place, eventually, options};
 
 /// The reconciler with the watches that it looks at.
-struct Rig {
-    place: Arc<Place>,
-    context: Arc<Context>,
+pub(crate) struct Rig {
+    pub(crate) place: Arc<Place>,
+    pub(crate) context: Arc<Context>,
     _stop: DropGuard,
 }
 
 impl Rig {
-    async fn new(prefix: &str) -> Option<Self> {
+    pub(crate) async fn new(prefix: &str) -> Option<Self> {
         let place = Place::new(prefix).await?;
         let scope = Scope::Namespaces(vec![place.name().to_owned()]);
         Some(Self::in_place(Arc::new(place), scope))
@@ -49,16 +49,16 @@ impl Rig {
         Self { place, context: Arc::new(context), _stop: stop.drop_guard() }
     }
 
-    async fn relay(&self, spec: Value) -> ModelRelay {
+    pub(crate) async fn relay(&self, spec: Value) -> ModelRelay {
         self.place.apply(&object("ModelRelay", "main", spec)).await
     }
 
-    async fn pool(&self, spec: Value) -> WorkerPool {
+    pub(crate) async fn pool(&self, spec: Value) -> WorkerPool {
         self.place.apply(&object("WorkerPool", "gpu", spec)).await
     }
 
     /// One look at the pool, with all that the API server knows.
-    async fn turn(&self) -> Result<Action, ReconcileError> {
+    pub(crate) async fn turn(&self) -> Result<Action, ReconcileError> {
         self.caught_up::<ModelRelay>().await;
         self.caught_up::<WorkerPool>().await;
         self.caught_up::<DaemonSet>().await;
@@ -91,7 +91,7 @@ impl Rig {
     }
 
     /// Every child's name with its version, and the pool's.
-    async fn versions(&self) -> Vec<String> {
+    pub(crate) async fn versions(&self) -> Vec<String> {
         let mut all = Vec::new();
         self.add_versions::<WorkerPool>(&mut all).await;
         self.add_versions::<DaemonSet>(&mut all).await;
@@ -113,7 +113,7 @@ impl Rig {
     }
 
     /// Looks again and again until the pool's condition is as wanted, and returns its message.
-    async fn until(&self, kind: &str, wanted: &str) -> String {
+    pub(crate) async fn until(&self, kind: &str, wanted: &str) -> String {
         let mut last = String::new();
         eventually(&format!("{kind} to be {wanted}"), async || {
             self.turn().await.ok()?;
@@ -125,14 +125,14 @@ impl Rig {
     }
 
     /// `status/reason` of a condition, and its message.
-    async fn condition(&self, kind: &str) -> (String, String) {
+    pub(crate) async fn condition(&self, kind: &str) -> (String, String) {
         let pool = self.place.api::<WorkerPool>().get("gpu").await.unwrap();
         let conditions = pool.status.unwrap_or_default().conditions;
         let found = conditions.into_iter().find(|one| one.type_ == kind);
         found.map_or_else(Default::default, |one| (format!("{}/{}", one.status, one.reason), one.message))
     }
 
-    async fn secret(&self, name: &str, key: &str) -> String {
+    pub(crate) async fn secret(&self, name: &str, key: &str) -> String {
         let secret = self.place.api::<Secret>().get(name).await.unwrap();
         String::from_utf8(secret.data.unwrap()[key].0.clone()).unwrap()
     }
@@ -153,7 +153,7 @@ impl Rig {
     }
 }
 
-fn object(kind: &str, name: &str, spec: Value) -> Value {
+pub(crate) fn object(kind: &str, name: &str, spec: Value) -> Value {
     let mut object = json!({
         "apiVersion": "modelrelay.io/v1alpha1", "kind": kind, "metadata": { "name": name },
     });
@@ -466,7 +466,7 @@ async fn counts_come_from_the_relays_and_wait_a_little() {
 }
 
 /// A node that no kubelet runs, which only pods that tolerate everything go to.
-async fn node(rig: &Rig, name: &str) -> Node {
+pub(crate) async fn node(rig: &Rig, name: &str) -> Node {
     let node = json!({
         "metadata": { "name": name, "labels": { "test": rig.place.name() } },
     });
@@ -474,12 +474,12 @@ async fn node(rig: &Rig, name: &str) -> Node {
     nodes.create(&PostParams::default(), &serde_json::from_value(node).unwrap()).await.unwrap()
 }
 
-async fn delete_node(rig: &Rig, name: &str) {
+pub(crate) async fn delete_node(rig: &Rig, name: &str) {
     let nodes = kube::Api::<Node>::all(rig.place.client.clone());
     nodes.delete(name, &DeleteParams::default()).await.unwrap();
 }
 
-fn on_test_nodes(rig: &Rig) -> Value {
+pub(crate) fn on_test_nodes(rig: &Rig) -> Value {
     json!({ "nodeSelector": { "test": rig.place.name() }, "tolerations": [{ "operator": "Exists" }] })
 }
 
