@@ -42,6 +42,8 @@ pub(crate) enum Part {
     NodePath,
     /// Debian's static one, for the pods of tests.
     Busybox,
+    /// The version that Argo CD speaks: the one on PATH, else Debian's.
+    Lua,
 }
 
 impl Part {
@@ -64,6 +66,7 @@ impl Part {
             Self::Kwok => go::install(&go::KWOK),
             Self::NodePath => node_path(),
             Self::Busybox => debian::unpack(&debian::BUSYBOX),
+            Self::Lua => program("lua5.1", &debian::LUA),
         }
     }
 }

@@ -91,6 +91,7 @@ const CLUSTER: &[(&str, Part)] = &[
     (dev_cluster::ETCD, Part::Etcd),
     (dev_cluster::NODE_PATH, Part::NodePath),
     ("MODELRELAY_HELM", Part::Helm),
+    ("MODELRELAY_LUA", Part::Lua),
     ("MODELRELAY_KWOK", Part::Kwok),
     ("MODELRELAY_BUSYBOX", Part::Busybox),
 ];
