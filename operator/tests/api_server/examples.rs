@@ -103,3 +103,47 @@ fn kubectl_lists_and_explains_both_kinds() {
     let explained = succeed(plane, &namespace, &["explain", "modelrelay.spec.queue.maxBytes"]);
     assert!(explained.contains("Bytes of all request bodies that a replica holds"), "{explained}");
 }
+
+#[test]
+fn argo_cds_health_check_joins_what_its_config_map_holds() {
+    let Some(plane) = plane() else { return };
+    let namespace = plane.namespace("argocd").unwrap();
+    succeed(
+        plane,
+        &namespace,
+        &["create", "configmap", "argocd-cm", "--from-literal=url=https://argo.example.com"],
+    );
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/argocd");
+    let script = fs::read_to_string(folder.join("health.lua")).unwrap();
+    // As the head of the file says; the folder is this one's.
+    let mut arguments = vec![String::from("create")];
+    let keys: Vec<_> = script.lines().filter_map(|line| line.split("--from-file=").nth(1)).collect();
+    assert_eq!(keys.len(), 2);
+    arguments.extend(["configmap", "argocd-cm", "--dry-run=client", "--output=yaml"].map(String::from));
+    for key in keys {
+        let (key, file) = key.trim_end_matches([' ', '\\']).split_once('=').unwrap();
+        assert!(script.contains("apply --server-side --field-manager=modelrelay"));
+        let file = folder.join(Path::new(file).file_name().unwrap());
+        arguments.push(format!("--from-file={key}={}", file.display()));
+    }
+    let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
+    let manifest = succeed(plane, &namespace, &arguments);
+    let file = plane.folder().join("argocd-cm.yaml");
+    fs::write(&file, manifest).unwrap();
+    let apply =
+        ["apply", "--server-side", "--field-manager=modelrelay", "--filename", file.to_str().unwrap()];
+    succeed(plane, &namespace, &apply);
+    let map: Value = serde_json::from_str(&succeed(
+        plane,
+        &namespace,
+        &["get", "configmap", "argocd-cm", "--output=json"],
+    ))
+    .unwrap();
+    assert_eq!(map["data"]["url"], "https://argo.example.com");
+    for kind in ["ModelRelay", "WorkerPool"] {
+        assert_eq!(
+            map["data"][format!("resource.customizations.health.modelrelay.io_{kind}")],
+            script.as_str()
+        );
+    }
+}
