@@ -6,8 +6,10 @@
 //! | [`cache`] | the watches and what they told |
 //! | [`apply`] | writing children: who owns what, what changed, what is no longer wanted |
 //! | [`check`] | asking an address whether it answers, for `helm test` |
+//! | [`cli`] | the command line |
 //! | [`client_keys`] | Secrets of users as client keys |
 //! | [`context`] | what every reconcile is given; deadlines and errors of calls |
+//! | [`controller`] | runs both reconcilers: deadlines, attempts, order of start and stop |
 //! | [`error`] | why a reconcile did not reach its end |
 //! | [`fleet`] | what relays say of their workers |
 //! | [`generated`] | secrets that the operator makes |
@@ -15,6 +17,7 @@
 //! | [`model_relay`] | the reconciler of `ModelRelay` |
 //! | [`naming`] | names and labels |
 //! | [`nudge`] | makes kubelets look at changed settings |
+//! | [`ops`] | the operations port |
 //! | [`options`] | what the operator was told at start |
 //! | [`pod_template`] | a user's pod template over a generated one |
 //! | [`rbac`] | what the operator may do |
@@ -27,8 +30,10 @@ pub mod api;
 pub mod apply;
 pub mod cache;
 pub mod check;
+pub mod cli;
 pub mod client_keys;
 pub mod context;
+pub mod controller;
 pub mod error;
 pub mod fleet;
 pub mod generated;
@@ -37,6 +42,7 @@ pub mod metrics;
 pub mod model_relay;
 pub mod naming;
 pub mod nudge;
+pub mod ops;
 pub mod options;
 pub mod pod_template;
 pub mod rbac;

@@ -89,13 +89,12 @@ impl Observing<'_> {
             let address = pod.address?;
             let patience = if self.acknowledged(memory, pod) { EVERY } else { SOON };
             let recent = memory.asked.get(&pod.uid).is_some_and(|asked| now < asked.at + patience);
-            (!recent).then_some((pod, address))
+            (!recent).then(|| (pod.uid.clone(), address))
         });
         let due: Vec<_> = due.collect();
+        let ops = &self.ctx.ops;
         let answers: Vec<_> = stream::iter(due)
-            .map(async |(pod, address)| {
-                (pod.uid.clone(), self.ctx.ops.config(address, OPS_PORT, token).await)
-            })
+            .map(move |(uid, address)| async move { (uid, ops.config(address, OPS_PORT, token).await) })
             .buffer_unordered(AT_ONCE)
             .collect()
             .await;
@@ -115,11 +114,10 @@ impl Observing<'_> {
             return;
         }
         let token = self.admin.unwrap_or_default();
-        let answers = stream::iter(ready)
-            .filter_map(async |pod| Some((pod, pod.address?)))
-            .map(async |(pod, address)| {
-                (pod.pod.name_any(), self.ctx.ops.workers(address, OPS_PORT, token).await)
-            })
+        let due: Vec<_> = ready.iter().filter_map(|pod| Some((pod.pod.name_any(), pod.address?))).collect();
+        let ops = &self.ctx.ops;
+        let answers = stream::iter(due)
+            .map(move |(name, address)| async move { (name, ops.workers(address, OPS_PORT, token).await) })
             .buffer_unordered(AT_ONCE)
             .collect()
             .await;

@@ -5,8 +5,11 @@
 
 mod apply;
 mod examples;
+mod faults;
 mod lease;
 mod pool;
 mod pool_pods;
+mod program;
 mod refusals;
+mod scale;
 mod support;

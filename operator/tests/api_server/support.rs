@@ -11,9 +11,13 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config, Resource};
 use modelrelay_operator::api::schema;
 use modelrelay_operator::cache::Scope;
+use modelrelay_operator::controller::Operator;
+use modelrelay_operator::metrics::Metrics;
 use modelrelay_operator::options;
 use serde::de::DeserializeOwned;
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
 
 /// How long anything may take on a machine that is busy.
 pub(crate) const LIMIT: Duration = Duration::from_secs(60);
@@ -84,6 +88,11 @@ impl Place {
         let params = PatchParams::apply("kubectl").force();
         self.api::<K>().patch(name, &params, &Patch::Apply(manifest)).await.unwrap()
     }
+
+    /// Starts an operator for this namespace only.
+    pub(crate) fn operator(&self) -> RunningOperator {
+        RunningOperator::start(self.client.clone(), Scope::Namespaces(vec![self.name().to_owned()]))
+    }
 }
 
 /// A client for the user of a kubeconfig.
@@ -105,6 +114,42 @@ pub(crate) fn options(scope: Scope) -> options::Options {
         relay_image: String::from("registry.example/modelrelay-relay:0.1.0"),
         worker_image: String::from("registry.example/modelrelay-worker:0.1.0"),
         image_pull_secrets: Vec::new(),
+    }
+}
+
+/// An operator in this process; it ends when this is dropped.
+pub(crate) struct RunningOperator {
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl RunningOperator {
+    pub(crate) fn start(client: Client, scope: Scope) -> Self {
+        let options = options(scope);
+        let stop = CancellationToken::new();
+        let operator = Operator::new(client, options, Metrics::new());
+        #[expect(clippy::disallowed_methods, reason = "ended by this value's drop")]
+        let task = tokio::spawn(operator.run(stop.clone()));
+        Self { stop, task }
+    }
+
+    /// Ends it in order.
+    pub(crate) async fn stop(mut self) {
+        self.stop.cancel();
+        (&mut self.task).await.unwrap();
+    }
+
+    /// Ends it wherever it is.
+    pub(crate) async fn kill(mut self) {
+        self.task.abort();
+        let _ = (&mut self.task).await;
+    }
+}
+
+impl Drop for RunningOperator {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        self.task.abort();
     }
 }
 
