@@ -284,6 +284,10 @@ impl Session {
         self.writer.wake();
     }
 
+    fn has_outgoing(&self) -> bool {
+        !self.outbox.lock().expect("no code panics while it holds this lock").is_empty()
+    }
+
     fn pop(&self) -> Option<Outgoing> {
         self.outbox.lock().expect("no code panics while it holds this lock").pop_front()
     }

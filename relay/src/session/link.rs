@@ -73,6 +73,8 @@ pub struct Link<IO> {
     timer: Pin<Box<Sleep>>,
     /// Frames were written that are not flushed yet.
     dirty: bool,
+    /// What the outbox holds was left for the turn after the tasks that are ready now: they may add to it.
+    gathering: bool,
     closing: Option<Closing>,
 }
 
@@ -113,6 +115,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Link<IO> {
             ping: None,
             timer: Box::pin(tokio::time::sleep_until(now + PING_INTERVAL)),
             dirty: false,
+            gathering: false,
             closing: None,
         }
     }
@@ -136,7 +139,11 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Link<IO> {
                 self.overrun(overrun, request, false, false);
             }
         }
-        if let Poll::Ready(error) = self.poll_write(cx) {
+        // Requests of clients that are ready together go out in one write: a write for each is most of what they cost.
+        self.gathering = !self.gathering && self.session.has_outgoing();
+        if self.gathering {
+            cx.waker().wake_by_ref();
+        } else if let Poll::Ready(error) = self.poll_write(cx) {
             return Poll::Ready(Ended::ByWorker(error.to_string()));
         }
         self.poll_timer(cx, now)
