@@ -132,7 +132,8 @@ const THREADS: &str = "TOKIO_WORKER_THREADS";
 /// ends it into an exit code (0 done, 1 failed while serving, 2 wrong flags or settings).
 pub fn main(serve: impl FnOnce(Arc<Live>, Option<NonZeroUsize>) -> anyhow::Result<()>) -> ExitCode {
     match prepare(std::env::args_os(), process_environment) {
-        Ok((live, threads)) => match serve(live, threads) {
+        // The lines of the log are written when this is over, whatever ends it.
+        Ok(Prepared { live, threads, lines: _lines }) => match serve(live, threads) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
                 tracing::error!("Stopped: {error:#}");
@@ -150,10 +151,17 @@ pub fn main(serve: impl FnOnce(Arc<Live>, Option<NonZeroUsize>) -> anyhow::Resul
     }
 }
 
+/// What serving needs.
+struct Prepared {
+    live: Arc<Live>,
+    threads: Option<NonZeroUsize>,
+    lines: telemetry::Lines,
+}
+
 fn prepare(
     arguments: impl IntoIterator<Item = OsString>,
     variable: impl Fn(&str) -> Option<String>,
-) -> Result<(Arc<Live>, Option<NonZeroUsize>), Exit> {
+) -> Result<Prepared, Exit> {
     let args = parse(arguments)?;
     if let Some(Command::Key(KeyCommand::New(options))) = &args.command {
         return Err(Exit { code: 0, text: new_key(options)? });
@@ -173,8 +181,8 @@ fn prepare(
         return Err(Exit { code: 0, text });
     }
     // Before the settings are read: they may have something to say in the log.
-    telemetry::init(log_filter).map_err(|error| Exit { code: 1, text: error.to_string() })?;
-    Ok((Live::start(source)?, threads))
+    let lines = telemetry::init(log_filter).map_err(|error| Exit { code: 1, text: error.to_string() })?;
+    Ok(Prepared { live: Live::start(source)?, threads, lines })
 }
 
 /// Reads the flags.
@@ -498,7 +506,9 @@ mod tests {
             std::fs::write(&file, text).unwrap();
             let arguments =
                 ["relay".into(), "--check-config".into(), "--config".into(), file.clone().into_os_string()];
-            prepare(arguments, |name| (name == env::WORKER_SECRET).then(|| "hush".to_owned())).unwrap_err()
+            prepare(arguments, |name| (name == env::WORKER_SECRET).then(|| "hush".to_owned()))
+                .map(|_| ())
+                .unwrap_err()
         };
         assert_eq!(check("{}"), Exit { code: 0, text: "the settings are valid".to_owned() });
         let text = format!("{}: retries.maxRequeues: must be at most 100, is 101", file.display());

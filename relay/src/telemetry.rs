@@ -1,11 +1,14 @@
 //! Logging: where lines go and which ones.
 
+mod lines;
+
 use std::io::{self, IsTerminal};
 
 use modelrelay_protocol::wellknown::env;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt;
 
+pub use self::lines::Lines;
 use crate::settings::SettingsError;
 
 /// Which lines are logged.
@@ -47,18 +50,21 @@ impl LogFilter {
     }
 }
 
-/// Starts logging to standard error: text on a terminal, JSON otherwise.
+/// Starts logging to standard error: text on a terminal, JSON otherwise. The last lines are written when what it returns
+/// is dropped.
 ///
 /// # Errors
 /// When something in this process logs already.
-pub fn init(filter: LogFilter) -> Result<(), AlreadySet> {
-    let logs = fmt().with_env_filter(filter.0).with_writer(io::stderr);
-    let set = if io::stderr().is_terminal() {
+pub fn init(filter: LogFilter) -> Result<Lines, AlreadySet> {
+    let lines = Lines::to_stderr();
+    let is_terminal = io::stderr().is_terminal();
+    let logs = fmt().with_env_filter(filter.0).with_ansi(is_terminal).with_writer(lines.sender());
+    let set = if is_terminal {
         logs.try_init()
     } else {
         logs.json().flatten_event(true).with_current_span(false).with_span_list(false).try_init()
     };
-    set.map_err(|_| AlreadySet)
+    set.map(|()| lines).map_err(|_| AlreadySet)
 }
 
 #[cfg(test)]
