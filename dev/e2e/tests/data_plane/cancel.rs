@@ -60,7 +60,7 @@ async fn each_close_lets_the_next_one_run(stream: bool, script: Value, phase: Ph
 
 /// The count of cancels of clients that left.
 fn by_the_client(result: &str) -> String {
-    format!("modelrelay_cancellations_total{{model=\"stub\",origin=\"client\",result=\"{result}\"}}")
+    format!("modelrelay_cancellations_total{{model=\"m\",origin=\"client\",result=\"{result}\"}}")
 }
 
 /// Waits until this many cancels were acknowledged and timed.
