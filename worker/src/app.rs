@@ -1,6 +1,7 @@
 //! Wiring: starts a worker's tasks, drains them, and what all of them share.
 
-use std::net::SocketAddr;
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -271,8 +272,7 @@ impl Worker {
         let mut services = JoinSet::new();
         let mut ops_addr = None;
         if let Some(address) = config.ops_listen {
-            let listener =
-                TcpListener::bind(address).await.with_context(|| format!("opsListen: bind {address}"))?;
+            let listener = bind(address).await.with_context(|| format!("opsListen: bind {address}"))?;
             ops_addr = Some(listener.local_addr().context("opsListen: local address")?);
             services.spawn(admin::serve(listener, Arc::clone(&core)));
         }
@@ -375,6 +375,16 @@ impl Worker {
     /// Counts the services that never end by themselves: the probe, the slots' timers and the operations port.
     fn endless(&self) -> usize {
         2 + usize::from(self.ops_addr.is_some())
+    }
+}
+
+/// Binds. `[::]` stands for every address of this machine, also where its kernel has no IPv6.
+async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    match TcpListener::bind(address).await {
+        Err(error) if address.ip() == Ipv6Addr::UNSPECIFIED && error.kind() != io::ErrorKind::AddrInUse => {
+            TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await
+        }
+        result => result,
     }
 }
 

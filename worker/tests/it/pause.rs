@@ -137,6 +137,19 @@ async fn the_admin_api_needs_the_token_whose_hash_the_settings_have() {
 }
 
 #[tokio::test]
+async fn an_operations_port_on_all_addresses_answers_without_ipv6_as_well() {
+    let relay = Relay::start().await;
+    let mut config = config(&relay.url(), "http://127.0.0.1:1");
+    config.ops_listen = Some("[::]:0".parse().unwrap());
+    let worker = worker(config).await;
+    let address = SocketAddr::from(([127, 0, 0, 1], worker.ops_addr().unwrap().port()));
+    assert!(crate::program::get(address, "/livez").await.ends_with("ok"));
+    // That is not loopback only, so the admin API is closed.
+    assert_eq!(ask(address, "GET /status", "host: localhost\r\n").await.0, 401);
+    worker.kill().await;
+}
+
+#[tokio::test]
 async fn without_a_token_only_this_machine_may_ask_and_under_its_own_name() {
     let (_backend, _session, worker, address) = connected().await;
     for (host, expected) in
