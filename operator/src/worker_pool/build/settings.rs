@@ -1,5 +1,7 @@
 //! The workers' settings file.
 
+use std::net::Ipv6Addr;
+
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use modelrelay_protocol::config::{
@@ -28,7 +30,8 @@ pub(super) fn config(managed: &Managed, admin: Sha256Hash) -> WorkerConfig {
         models: managed.models.clone(),
         max_concurrency: managed.slots,
         worker_secret_file: Some(format!("{CREDENTIAL_FOLDER}/token").into()),
-        ops_listen: Some(([0, 0, 0, 0], OPS_PORT).into()),
+        // Every address of the pod, of whichever family.
+        ops_listen: Some((Ipv6Addr::UNSPECIFIED, OPS_PORT).into()),
         health: managed.health.clone(),
         drain: drain(managed.strategy),
         admin: AdminConfig { sha256: Some(admin) },
