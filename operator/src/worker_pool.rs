@@ -228,7 +228,7 @@ async fn look_after_pods(
         turn.rollout = Some(plan);
         advanced?;
     }
-    if let Some(again) = nudge::nudge(ctx, owner, &workers, &written.newest, &written.admin).await? {
+    if let Some(again) = nudge::tell(ctx, owner, &workers, &written.newest, &written.admin).await? {
         turn.look_again(again);
     }
     Ok(())

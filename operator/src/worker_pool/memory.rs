@@ -10,20 +10,15 @@ use tokio::time::Instant;
 use crate::api::WorkerPool;
 use crate::apply::Owner;
 use crate::cache::Cache;
-
-/// What a worker's pod has read, or when it was nudged last.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Acknowledgement {
-    pub(super) read: Option<String>,
-    pub(super) nudged: Option<Instant>,
-}
+use crate::nudge::Nudges;
 
 #[derive(Debug, Default)]
 struct Entry {
     /// When counts were written last.
     counted: Option<Instant>,
-    /// By the UID of a pod.
-    pods: BTreeMap<String, Acknowledgement>,
+    /// Which settings worker pods have read, by their UIDs.
+    read: BTreeMap<String, String>,
+    nudges: Nudges,
     /// Since when DaemonSets lack pods, by their names.
     lacking: BTreeMap<String, Instant>,
 }
@@ -37,18 +32,23 @@ impl Memory {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn acknowledged(&self, owner: &Owner) -> BTreeMap<String, Acknowledgement> {
-        self.locked().get(&owner.uid).map(|entry| entry.pods.clone()).unwrap_or_default()
+    /// Returns which settings worker pods have read, by their UIDs.
+    pub(super) fn read(&self, owner: &Owner) -> BTreeMap<String, String> {
+        self.locked().get(&owner.uid).map(|entry| entry.read.clone()).unwrap_or_default()
     }
 
-    pub(super) fn note(&self, owner: &Owner, pod: String, acknowledgement: Acknowledgement) {
-        self.locked().entry(owner.uid.clone()).or_default().pods.insert(pod, acknowledgement);
+    pub(super) fn note_read(&self, owner: &Owner, pod: String, revision: String) {
+        self.locked().entry(owner.uid.clone()).or_default().read.insert(pod, revision);
+    }
+
+    pub(super) fn nudges<T>(&self, owner: &Owner, act: impl FnOnce(&mut Nudges) -> T) -> T {
+        act(&mut self.locked().entry(owner.uid.clone()).or_default().nudges)
     }
 
     /// Forgets pods that are gone.
     pub(super) fn keep_pods(&self, owner: &Owner, exists: impl Fn(&str) -> bool) {
         if let Some(entry) = self.locked().get_mut(&owner.uid) {
-            entry.pods.retain(|uid, _| exists(uid));
+            entry.read.retain(|uid, _| exists(uid));
         }
     }
 
@@ -100,11 +100,11 @@ mod tests {
     fn pools_and_pods_that_are_gone_are_forgotten() {
         let memory = Memory::default();
         for at in 0..40 {
-            memory.note(&owner(&at.to_string()), String::from("pod"), Acknowledgement::default());
+            memory.note_read(&owner(&at.to_string()), String::from("pod"), String::from("r1"));
         }
         memory.keep(&BTreeSet::from([String::from("7")]));
         assert_eq!(memory.locked().keys().collect::<Vec<_>>(), ["7"]);
         memory.keep_pods(&owner("7"), |_| false);
-        assert!(memory.acknowledged(&owner("7")).is_empty());
+        assert!(memory.read(&owner("7")).is_empty());
     }
 }
