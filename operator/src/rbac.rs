@@ -25,7 +25,8 @@ pub fn in_namespaces() -> Vec<PolicyRule> {
         rule(CORE, &["secrets", "serviceaccounts", "services"], OWN),
         // Workloads make pods; the operator tells them to read their settings, and replaces engines one by one.
         rule(CORE, &["pods"], &["get", "list", "watch", "patch", "delete"]),
-        rule("events.k8s.io", &["events"], &["create", "patch"]),
+        // Written for users; read where a DaemonSet lacks pods, since only events say why.
+        rule("events.k8s.io", &["events"], &["create", "patch", "list"]),
     ]
 }
 

@@ -1,7 +1,7 @@
 //! Why a DaemonSet's pods are not created. Events are not watched; they are read while pods are missing.
 
 use k8s_openapi::api::apps::v1::DaemonSet;
-use k8s_openapi::api::core::v1::Event;
+use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::ListParams;
 use kube::{Api, ResourceExt as _};
@@ -15,7 +15,7 @@ use crate::context::{CallError, Context};
 pub(super) async fn why(ctx: &Context, set: &DaemonSet) -> Result<Option<String>, CallError> {
     let namespace = set.namespace().unwrap_or_default();
     let api: Api<Event> = Api::namespaced(ctx.client.clone(), &namespace);
-    let about = format!("involvedObject.uid={}", set.uid().unwrap_or_default());
+    let about = format!("regarding.uid={}", set.uid().unwrap_or_default());
     let params = ListParams::default().fields(&about).limit(500);
     let events =
         ctx.call(format!("list events of DaemonSet \"{}\"", set.name_any()), api.list(&params)).await?;
@@ -28,12 +28,12 @@ fn last_refusal(events: &[Event]) -> Option<String> {
     };
     let failed = newest("FailedCreate")?;
     let created = newest("SuccessfulCreate").and_then(time);
-    (time(failed) > created).then(|| failed.message.clone().unwrap_or_default())
+    (time(failed) > created).then(|| failed.note.clone().unwrap_or_default())
 }
 
 fn time(event: &Event) -> Option<Timestamp> {
-    let series = event.series.as_ref().and_then(|series| series.last_observed_time.as_ref()).map(|at| at.0);
-    let last = event.last_timestamp.as_ref().map(|at| at.0);
+    let series = event.series.as_ref().map(|series| series.last_observed_time.0);
+    let last = event.deprecated_last_timestamp.as_ref().map(|at| at.0);
     let made = event.event_time.as_ref().map(|at| at.0);
     series.max(last).max(made)
 }
@@ -46,8 +46,8 @@ mod tests {
     fn a_refusal_counts_until_a_pod_is_created() {
         let event = |reason: &str, minute: u8| -> Event {
             serde_yaml::from_str(&format!(
-                "{{ metadata: {{}}, involvedObject: {{}}, reason: {reason}, message: {reason} at {minute}, \
-                 lastTimestamp: '2026-01-01T00:{minute:02}:00Z' }}"
+                "{{ metadata: {{}}, reason: {reason}, note: {reason} at {minute}, \
+                 deprecatedLastTimestamp: '2026-01-01T00:{minute:02}:00Z' }}"
             ))
             .unwrap()
         };
