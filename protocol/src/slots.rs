@@ -51,13 +51,13 @@
 //! - **A relay without credits** (plain v1) has a fixed part, set aside for it as long as it is connected.
 //! - No relay has more than the `max_concurrent` of its `register_ack`.
 //!
-//! `load` says `idle_elsewhere` when that turns, and at once only to a relay that wants or lately wanted. Others are told
-//! that slots lie idle after 250 ms at the latest, and that none do any more after five seconds. So a worker with one slot
-//! does not tell every relay of every request.
+//! `load` says `idle_elsewhere` when that turns, and at once only to a relay that wants, or has wanted within two seconds
+//! (that slots lie idle) or 250 ms (that none do any more). Others are told that slots lie idle after 250 ms at the latest,
+//! and that none do any more after fifteen seconds. So a worker with one slot does not tell every relay of every request.
 //!
 //! # What a relay does
 //! It dispatches while it has credits. When requests wait that a worker could serve, it asks as many workers with idle
-//! slots elsewhere as it lacks slots, at once; when there is none, all that serve the model, at most 64. While requests
+//! slots elsewhere as it lacks slots, and one more where it has few, at once; when there is none, all that serve the model, at most 64. While requests
 //! wait it renews a want at most every 250 ms, and when none wait it withdraws what is open. A grant that it has no use
 //! for it answers with `want 0`. An idle slot reaches a queued request in four steps (`want`, `recall`, `return`,
 //! `grant`): two round trips.
@@ -65,16 +65,17 @@
 //! # What it costs
 //! A request whose relay has a credit, and every request with one relay: no message. A slot that lies idle elsewhere: four.
 //! A slot that is busy: a want to each worker that is asked, renewed or withdrawn, by time and not by request. Reports to
-//! relays that want nothing: two in five seconds for each session at most. Measured with real schedulers and arbiters at
+//! relays that want nothing: two in fifteen seconds for each session at most. Measured with real schedulers and arbiters at
 //! 90 % of all slots, four of five requests at one relay, requests of one second (`cargo run --release -p
 //! modelrelay-relay --example simulate`), all messages above together, per request:
 //!
 //! | workers | slots each | 1 relay | 3 relays | 10 relays |
 //! |--:|--:|--:|--:|--:|
-//! | 1,000 | 1 | 0 | 0.92 | 4.96 |
-//! | 1,000 | 8 | 0 | 0.19 | 0.48 |
-//! | 10,000 | 1 | 0 | 0.79 | 3.55 |
-//! | 10,000 | 8 | 0 | 0.21 | 0.47 |
+//! | 100 | 1 | 0 | 5.28 | 8.87 |
+//! | 100 | 8 | 0 | 0.71 | 0.68 |
+//! | 1,000 | 1 | 0 | 0.69 | 2.87 |
+//! | 1,000 | 8 | 0 | 0.05 | 0.26 |
+//! | 10,000 | 1 | 0 | 0.46 | 1.97 |
 
 mod account;
 mod decide;
@@ -96,7 +97,7 @@ pub const RENEWAL_INTERVAL: Duration = Duration::from_millis(250);
 
 /// How long a relay that wants nothing may go on believing that slots lie idle elsewhere. It costs a round trip to find
 /// out, and this bounds the reports that nobody needs.
-pub const BELIEF_LIMIT: Duration = Duration::from_secs(5);
+pub const BELIEF_LIMIT: Duration = Duration::from_secs(15);
 
 /// Names one session at the worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -204,9 +204,11 @@ impl Account {
             self.report_due = None;
             return false;
         }
+        // That slots are gone a relay finds out for the price of a want; that there are some it must be told.
+        let lately = if shared.idle_elsewhere { RECALL_LIMIT } else { RENEWAL_INTERVAL };
         let at_once = shared.relays != self.told.relays
             || self.claim.is_some()
-            || self.wanted_at.is_some_and(|at| now < at + RECALL_LIMIT);
+            || self.wanted_at.is_some_and(|at| now < at + lately);
         let patience = if shared.idle_elsewhere { RENEWAL_INTERVAL } else { BELIEF_LIMIT };
         let due = self.told_at.map_or(now, |at| at + patience);
         if !at_once && now < due {

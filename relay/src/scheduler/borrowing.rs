@@ -297,7 +297,10 @@ impl Scheduler {
     /// Asks workers that have idle slots elsewhere; returns for how many requests there was none.
     fn ask_idle(&mut self, uncovered: &Uncovered, now: Instant) -> u32 {
         let &Uncovered { model, requests } = uncovered;
-        let most = usize::try_from(requests).unwrap_or(usize::MAX) << self.borrowing.misses;
+        // In a small fleet others are after the same few slots: one worker more is asked than is needed.
+        let spare = usize::from(self.borrowing.lenders.len() <= MOST_ASKED);
+        let most = usize::try_from(requests).unwrap_or(usize::MAX).saturating_add(spare);
+        let most = most << self.borrowing.misses;
         let candidate = |&(_, worker): &(u64, WorkerIx)| Some((worker, self.shortage(worker, now)?));
         let idle = [model, ANY].into_iter().filter_map(|model| self.borrowing.idle.get(&model)).flatten();
         let chosen: Vec<(WorkerIx, Shortage)> = idle.filter_map(candidate).take(most).collect();

@@ -59,7 +59,7 @@ fn with_one_replica_nothing_is_ever_asked() {
 
 #[test]
 fn as_many_idle_workers_are_asked_at_once_as_slots_are_lacking() {
-    let mut world = World::sharing([W1, W2, W3]);
+    let mut world = World::sharing(std::array::from_fn::<_, 80, _>(|n| WorkerId(n as u64 + 1)));
     let first = wanted(&world.submit(request(1)));
     assert!(matches!(first[..], [(_, 1)]), "{first:?}");
     let second = wanted(&world.submit(request(2)));
@@ -69,6 +69,16 @@ fn as_many_idle_workers_are_asked_at_once_as_slots_are_lacking() {
     assert_eq!(world.grant(lent, 1), [dispatch(1, lent)], "a want that is filled needs no word");
     assert_eq!(world.share(lent, false), []);
     assert_eq!(wanted(&world.submit(request(3))).len(), 1);
+}
+
+#[test]
+fn in_a_small_fleet_one_worker_more_is_asked_than_is_needed() {
+    let mut world = World::sharing([W1, W2, W3]);
+    let first = wanted(&world.submit(request(1)));
+    assert!(matches!(first[..], [(_, 1), (_, 1)]), "{first:?}");
+    // The first to answer serves it, and the other keeps its slot.
+    let (lent, spare) = (first[0].0, first[1].0);
+    assert_eq!(world.grant(lent, 1), [dispatch(1, lent), want(spare, 0, 0)]);
 }
 
 #[test]
@@ -128,12 +138,17 @@ fn a_slot_that_came_too_late_is_declined() {
 
 #[test]
 fn a_request_that_lost_the_race_for_an_idle_slot_tries_the_next() {
-    let mut world = World::sharing([W1, W2]);
-    let first = wanted(&world.submit(request(1)))[0].0;
-    let other = if first == W1 { W2 } else { W1 };
-    assert_eq!(wanted(&world.share(first, false)), [(other, 1)]);
-    // Both wants stay: the first to free a slot serves it, and the other is told.
-    assert_eq!(wanted(&world.grant(first, 1)), [(other, 0)]);
+    let mut world = World::sharing([W1, W2, W3]);
+    let asked = wanted(&world.submit(request(1)));
+    let [(first, _), (second, _)] = asked[..] else { panic!("{asked:?}") };
+    let third = [W1, W2, W3].into_iter().find(|worker| ![first, second].contains(worker)).unwrap();
+    assert_eq!(wanted(&world.share(first, false)), []);
+    assert_eq!(wanted(&world.share(second, false)), [(third, 1)]);
+    // All wants stay: the first to free a slot serves it, and the others are told.
+    let told = wanted(&world.grant(first, 1));
+    let mut others = [(second, 0), (third, 0)];
+    others.sort_unstable();
+    assert_eq!(told, others);
 }
 
 #[test]
