@@ -89,7 +89,7 @@ async fn keep_all(way: &Arc<Way>) {
                 kept.retain(|address, gone| {
                     let stays = found.contains(address);
                     if !stays {
-                        debug!(%address, "The relay's name lost an address");
+                        info!(%address, "The relay's name lost an address");
                         gone.cancel();
                     }
                     stays

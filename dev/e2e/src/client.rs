@@ -205,17 +205,23 @@ impl Answer {
     }
 
     /// Reads the whole body as an event stream of the stub and checks every byte.
-    pub async fn stream(mut self) -> Ended {
-        let (mut all, mut check) = (Vec::new(), StreamCheck::default());
+    pub async fn stream(self) -> Ended {
+        self.timed_stream().await.0
+    }
+
+    /// The same, with the times at which the stub wrote the events, in microseconds since the epoch.
+    pub async fn timed_stream(mut self) -> (Ended, Vec<u64>) {
+        let (mut all, mut check, mut times) = (Vec::new(), StreamCheck::default(), Vec::new());
         loop {
             match soon("more of the stream", self.next()).await {
                 Some(Ok(part)) => {
-                    check.feed(&part, |_| {});
+                    check.feed(&part, |at| times.push(at));
                     all.extend_from_slice(&part);
                 }
-                Some(Err(_)) => return Ended::Broken(all),
+                Some(Err(_)) => return (Ended::Broken(all), times),
                 None => {
-                    return check.finish().map_or_else(|fault| Ended::Wrong(fault.to_string()), Ended::Whole);
+                    let whole = check.finish();
+                    return (whole.map_or_else(|fault| Ended::Wrong(fault.to_string()), Ended::Whole), times);
                 }
             }
         }

@@ -5,6 +5,7 @@
 //! | [`client`] | clients that see every part of an answer and can leave at any moment |
 //! | [`stack`] | relays and workers inside the test's own process |
 //! | [`process`] | the same as processes, which can be killed and have a memory to measure |
+//! | [`link`] | what lies between workers and relays: delays, partitions, load balancers |
 //! | [`ops`] | what a relay's operations port says |
 //! | [`floor`] | who may run beside whom: a test that measures runs alone |
 //!
@@ -19,6 +20,7 @@
 
 pub mod client;
 pub mod floor;
+pub mod link;
 pub mod ops;
 pub mod process;
 pub mod stack;

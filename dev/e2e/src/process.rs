@@ -50,6 +50,11 @@ fn binaries() -> &'static Path {
     })
 }
 
+/// Returns where a program of this workspace is.
+pub fn program(name: &str) -> PathBuf {
+    binaries().join(name)
+}
+
 /// A running program.
 #[derive(Debug)]
 pub struct Program {
@@ -62,7 +67,7 @@ impl Program {
     /// Starts a program of this workspace with nothing in its environment but a log level, and a folder of its own to
     /// which `prepare` may add files.
     pub fn start(name: &str, program: &str, prepare: impl FnOnce(&mut Command, &Path)) -> Self {
-        let mut command = Command::new(binaries().join(program));
+        let mut command = Command::new(self::program(program));
         command.env_clear();
         Self::start_command(name, &mut command, prepare)
     }

@@ -9,7 +9,7 @@ use modelrelay_relay::app;
 use modelrelay_relay::settings::Live;
 use modelrelay_worker::ProxyRules;
 use modelrelay_worker::app::Worker;
-use modelrelay_worker::settings::Settings;
+use modelrelay_worker::settings::{Secret, Settings};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -74,9 +74,14 @@ pub fn worker_config(name: &str, relays: &[String], backend: &str, slots: u32) -
 
 /// Starts a worker; dropping it ends it at once.
 pub async fn worker(config: WorkerConfig) -> Worker {
+    worker_with(config, None).await
+}
+
+/// Starts a worker that presents a secret.
+pub async fn worker_with(config: WorkerConfig, secret: Option<Secret>) -> Worker {
     // Fails only when another test was first.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    Worker::start(Settings::new(config, None, ProxyRules::default()).unwrap()).await.unwrap()
+    Worker::start(Settings::new(config, secret, ProxyRules::default()).unwrap()).await.unwrap()
 }
 
 /// A stub, a relay, and a worker called `worker` between them, ready.
