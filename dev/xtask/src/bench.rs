@@ -17,6 +17,7 @@ mod contender;
 mod load;
 mod machine;
 mod measure;
+mod replicas;
 mod rows;
 mod table;
 mod usage;
@@ -39,6 +40,9 @@ pub(crate) struct Options {
     /// Only these parts of each round.
     #[arg(long, value_enum, value_delimiter = ',', value_name = "PART")]
     only: Vec<Part>,
+    /// Measure one relay and this many on the same workers instead: throughput and processor time per request.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=16))]
+    replicas: Option<u32>,
     /// Seconds to wait, before each round, for others to leave the processors alone.
     #[arg(long, value_name = "SECONDS", default_value_t = 20)]
     patience: u64,
@@ -59,20 +63,25 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         if options.quick { (Plan::quick(open_files), 1) } else { (Plan::full(open_files), 5) };
     let rounds = options.rounds.unwrap_or(rounds);
     let load_before = machine::load_average()?;
-    let mut figures = Figures::new(&rows::ALL);
+    let mut figures = Figures::new(if options.replicas.is_some() { &replicas::ROWS } else { &rows::ALL });
     let mut others = Vec::new();
     for round in 1..=rounds {
         machine::wait_until_quiet(Duration::from_secs(options.patience))?;
         eprintln!("round {round} of {rounds}");
         let busy = machine::Watch::start()?;
-        run_round(&plan, &options.only, &binaries, &mut figures)?;
+        match options.replicas {
+            Some(relays) => replicas::run_round(relays, plan.seconds, &binaries, &mut figures)?,
+            None => run_round(&plan, &options.only, &binaries, &mut figures)?,
+        }
         others.push(busy.others()?);
     }
     let surroundings = Surroundings { load_before, load_after: machine::load_average()?, others };
     let machine = machine::describe()?;
     println!("\n{machine}, median of {rounds} rounds, {:.0} s in all.", watch.elapsed().as_secs_f64());
     println!("{}\n", surroundings.sentence());
-    print!("{}", figures.markdown(&["direct", "nginx", "modelrelay"]));
+    let contenders: &[&str] =
+        if options.replicas.is_some() { &replicas::NAMES } else { &["direct", "nginx", "modelrelay"] };
+    print!("{}", figures.markdown(contenders));
     if let Some(file) = &options.json {
         let report = json!({
             "machine": machine, "surroundings": surroundings, "rounds": rounds, "figures": figures.json(),

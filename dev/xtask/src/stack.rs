@@ -33,11 +33,13 @@ impl Stack<'_> {
     /// # Errors
     /// When it does not start.
     pub(crate) fn start_relay(&self, running: &mut Vec<Running>) -> Result<String> {
-        write_secret(&self.secret())?;
+        if !self.secret().exists() {
+            write_secret(&self.secret())?;
+        }
         let (listen, operations) = (free_address()?, free_address()?);
         let mut relay = self.program("modelrelay-relay");
         relay.args(["--listen", &listen, "--ops-listen", &operations]);
-        running.insert(0, Running::start_logged("the relay", &mut relay, &self.folder.join("relay.log"))?);
+        running.insert(0, Running::start_logged("the relay", &mut relay, &self.log("relay", running.len()))?);
         let url = format!("http://{listen}");
         let health = format!("{url}/health");
         process::wait_ready("the relay's health", START_LIMIT, &mut running[..1], || chat::answers(&health))?;
@@ -54,10 +56,25 @@ impl Stack<'_> {
         backend_url: &str,
         running: &mut Vec<Running>,
     ) -> Result<()> {
+        self.start_worker_of(&[relay_url], backend_url, running)
+    }
+
+    /// Starts a worker between several relays and a backend, and puts it before the others.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub(crate) fn start_worker_of(
+        &self,
+        relay_urls: &[&str],
+        backend_url: &str,
+        running: &mut Vec<Running>,
+    ) -> Result<()> {
         let mut worker = self.program("modelrelay-worker");
-        worker.args(["--relay-url", relay_url, "--backend-url", backend_url, "--name", "worker"]);
+        worker.args(relay_urls.iter().flat_map(|url| ["--relay-url", url]));
+        worker.args(["--backend-url", backend_url, "--name", "worker"]);
         worker.args(["--max-concurrency", &self.slots.to_string()]);
-        running.insert(0, Running::start_logged("the worker", &mut worker, &self.folder.join("worker.log"))?);
+        running
+            .insert(0, Running::start_logged("the worker", &mut worker, &self.log("worker", running.len()))?);
         Ok(())
     }
 
@@ -69,6 +86,11 @@ impl Stack<'_> {
             command.env_remove(name);
         }
         command
+    }
+
+    /// Returns the log of one of several programs of a kind.
+    fn log(&self, kind: &str, number: usize) -> PathBuf {
+        self.folder.join(format!("{kind}-{number}.log"))
     }
 
     /// Returns the file with the secret that workers show.

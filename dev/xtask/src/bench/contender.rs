@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
+use super::load::Load;
 use super::usage::Usage;
 use crate::chat;
 use crate::parts::Part;
@@ -92,10 +93,66 @@ impl Contender {
     /// # Errors
     /// When one of them has ended.
     pub(crate) fn usage(&self) -> Result<Usage> {
-        self.processes
-            .iter()
-            .try_fold(Usage::default(), |sum, process| Ok(sum.plus(Usage::of_group(process.group())?)))
+        usage_of(&self.processes)
     }
+}
+
+/// Several relays and their workers, each of which knows all relays.
+#[derive(Debug)]
+pub(crate) struct Fleet {
+    urls: Vec<String>,
+    /// Ended first.
+    workers: Vec<Running>,
+    relays: Vec<Running>,
+}
+
+impl Fleet {
+    /// Starts them before the stub of a load. Without a number of slots nothing ever waits.
+    ///
+    /// # Errors
+    /// When one of them does not start.
+    pub(crate) fn start(relays: u32, workers: u32, slots: Option<u32>, load: &Load) -> Result<Self> {
+        let stack = Stack { binaries: &load.binaries, folder: &load.folder, slots: slots.unwrap_or(SLOTS) };
+        let mut fleet = Self { urls: Vec::new(), workers: Vec::new(), relays: Vec::new() };
+        for _ in 0..relays {
+            fleet.urls.push(stack.start_relay(&mut fleet.relays)?);
+        }
+        let urls: Vec<&str> = fleet.urls.iter().map(String::as_str).collect();
+        for _ in 0..workers {
+            stack.start_worker_of(&urls, &load.stub_url, &mut fleet.workers)?;
+        }
+        for url in &fleet.urls {
+            wait_for_models("a relay", url, &mut fleet.workers)?;
+        }
+        Ok(fleet)
+    }
+
+    /// Returns where the load of this number goes.
+    pub(crate) fn url(&self, number: u32) -> &str {
+        &self.urls[number as usize % self.urls.len()]
+    }
+
+    /// Reads what all relays use.
+    ///
+    /// # Errors
+    /// When one of them has ended.
+    pub(crate) fn relay_usage(&self) -> Result<Usage> {
+        usage_of(&self.relays)
+    }
+
+    /// Reads what all workers use.
+    ///
+    /// # Errors
+    /// When one of them has ended.
+    pub(crate) fn worker_usage(&self) -> Result<Usage> {
+        usage_of(&self.workers)
+    }
+}
+
+fn usage_of(processes: &[Running]) -> Result<Usage> {
+    processes
+        .iter()
+        .try_fold(Usage::default(), |sum, process| Ok(sum.plus(Usage::of_group(process.group())?)))
 }
 
 /// Returns the file with the secret of a relay whose folder this is.

@@ -19,7 +19,7 @@ mod workers;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Plan {
     /// Of each load.
-    seconds: u32,
+    pub(super) seconds: u32,
     /// Streams that are open and idle.
     held_streams: u64,
     /// Chunks of each of 9,000 streams.
@@ -111,6 +111,6 @@ impl Part {
 
 const MIB: f64 = 1024.0 * 1024.0;
 
-fn per_million(processor: Duration, count: u64) -> f64 {
+pub(super) fn per_million(processor: Duration, count: u64) -> f64 {
     processor.as_secs_f64() * 1e6 / count as f64
 }
