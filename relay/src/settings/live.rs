@@ -46,7 +46,9 @@ pub enum Startable {
 impl Startable {
     fn of(draft: &Draft) -> Self {
         let anybody_named = draft.worker_secret.is_some() || !draft.config.worker_credentials.is_empty();
-        if anybody_named || draft.open_to_workers { Self::Yes } else { Self::WithWorkerAuth }
+        // A program that writes the settings adds credentials as workers come; until then nobody may serve.
+        let follows = draft.config.generated_by.is_some();
+        if anybody_named || follows || draft.open_to_workers { Self::Yes } else { Self::WithWorkerAuth }
     }
 }
 

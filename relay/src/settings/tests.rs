@@ -263,7 +263,12 @@ fn a_relay_starts_only_when_something_says_who_may_serve() {
     let folder = TempDir::new().unwrap();
     fs::write(folder.path().join("relay.yaml"), worker_entry("w", "")).unwrap();
     let listed = Source { worker_secret: SecretSource::Absent, ..source(folder.path()) };
-    assert!(Live::start(listed).unwrap().load().credentials.authenticate(Some("w")).is_some());
+    assert!(Live::start(listed.clone()).unwrap().load().credentials.authenticate(Some("w")).is_some());
+
+    // Whoever writes the settings adds credentials later; until then nobody is let in.
+    fs::write(folder.path().join("relay.yaml"), "generatedBy: operator").unwrap();
+    let empty = Live::start(listed).unwrap().load();
+    assert!([None, Some("w")].iter().all(|secret| empty.credentials.authenticate(*secret).is_none()));
 }
 
 #[test]
