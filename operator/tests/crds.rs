@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 
 use modelrelay_operator::api::schema;
 use modelrelay_operator::api::{ModelRelay, WorkerPool};
-use serde_json::Value;
+use modelrelay_operator::model_relay::build::settings::{self, Given};
+use modelrelay_operator::model_relay::build::{autoscaler, service};
+use serde_json::{Value, json};
 
 /// Types of Kubernetes' own within ours: they have no descriptions, and their bounds are for the kinds made of them.
 const EMBEDDED: [&str; 6] = [
@@ -229,8 +231,8 @@ fn what_is_embedded_may_be_partial_and_its_quantities_are_checked() {
 
 #[test]
 fn an_absent_field_is_not_sent_as_null() {
-    let relay = ModelRelay::new("main", serde_json::from_value(serde_json::json!({})).unwrap());
-    let pool = serde_json::json!({ "relayRef": { "name": "main" } });
+    let relay = ModelRelay::new("main", serde_json::from_value(json!({})).unwrap());
+    let pool = json!({ "relayRef": { "name": "main" } });
     let pool = WorkerPool::new("a100", serde_json::from_value(pool).unwrap());
     for object in [serde_json::to_value(relay).unwrap(), serde_json::to_value(pool).unwrap()] {
         assert!(!object["spec"].to_string().contains("null"), "{object}");
@@ -275,4 +277,42 @@ fn lost(path: &str, before: &Value, after: &Value) -> Vec<String> {
             after.is_null().then(|| path.to_owned()).into_iter().collect()
         }
     }
+}
+
+/// Every default of a schema, in objects of their own; nothing where there is none.
+fn defaults(schema: &Value) -> Value {
+    if !schema["default"].is_null() {
+        return schema["default"].clone();
+    }
+    let fields = schema["properties"].as_object().into_iter().flatten();
+    let stated = fields.map(|(name, field)| (name, defaults(field))).filter(|(_, value)| !value.is_null());
+    let stated: serde_json::Map<_, _> = stated.map(|(name, value)| (name.clone(), value)).collect();
+    if stated.is_empty() { Value::Null } else { stated.into() }
+}
+
+#[test]
+fn a_relay_whose_spec_states_every_default_is_the_one_whose_spec_is_empty() {
+    let crds = Crd::all();
+    let mut stated = defaults(&crds[0].schema()["properties"]["spec"]);
+    // Only without the default strategy, and only with bounds.
+    let prefix_hash = stated["routing"].as_object_mut().unwrap().remove("prefixHash").unwrap();
+    let scaling = stated.as_object_mut().unwrap().remove("scaling").unwrap();
+    assert!(
+        stated["queue"]["timeoutSeconds"].is_number() && stated["service"]["type"].is_string(),
+        "{stated}"
+    );
+    let relay = |spec: &Value| ModelRelay::new("main", serde_json::from_value(spec.clone()).unwrap());
+    let same = |one: &Value, other: &Value| {
+        let (one, other) = (relay(one), relay(other));
+        let config = |relay| settings::config(relay, Given::default()).unwrap();
+        assert_eq!(config(&one), config(&other));
+        assert_eq!(service::client(&one), service::client(&other));
+        assert_eq!(autoscaler::autoscaler(&one), autoscaler::autoscaler(&other));
+    };
+    same(&json!({}), &stated);
+    let hashing = |details: &Value| json!({ "routing": { "strategy": "PrefixHash", "prefixHash": details } });
+    same(&hashing(&json!({})), &hashing(&prefix_hash));
+    let mut bounded = scaling;
+    bounded["maxReplicas"] = json!(6);
+    same(&json!({ "scaling": { "maxReplicas": 6 } }), &json!({ "scaling": bounded }));
 }

@@ -1,6 +1,9 @@
 //! What the API server refuses by the CRDs alone, and what it takes.
 
 use dev_cluster::{ControlPlane, Namespace, Patch};
+use modelrelay_operator::api::{ModelRelay, WorkerPool};
+use modelrelay_operator::model_relay::build::settings::{self, Given};
+use modelrelay_protocol::config::RelayConfig;
 use serde_json::{Value, json};
 
 use crate::support::plane;
@@ -57,6 +60,21 @@ impl Kind {
         }
     }
 
+    /// What relays are told of such an object.
+    fn settings(self, object: Value) -> RelayConfig {
+        match self {
+            Self::ModelRelay => {
+                let relay: ModelRelay = serde_json::from_value(object).unwrap();
+                settings::config(&relay, Given::default()).unwrap()
+            }
+            Self::WorkerPool => {
+                let pool: WorkerPool = serde_json::from_value(object).unwrap();
+                let credential = settings::worker_credential(&pool, "mr_id_secret");
+                RelayConfig { worker_credentials: vec![credential], ..RelayConfig::default() }
+            }
+        }
+    }
+
     fn plural(self) -> &'static str {
         match self {
             Self::ModelRelay => "modelrelays",
@@ -82,9 +100,13 @@ fn refuse(kind: Kind, table: &[(Value, &str, &str)]) {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+/// Specs that are accepted, and that relays can be given as settings.
 fn accept(kind: Kind, specs: &[Value]) {
     let Some(place) = Place::new("accepted") else { return };
-    let refused = |spec: &Value| place.try_create(kind, "main", spec).err();
+    let refused = |spec: &Value| match place.try_create(kind, "main", spec) {
+        Ok(object) => kind.settings(object).validate().err().map(|error| format!("{spec}: {error}")),
+        Err(error) => Some(error),
+    };
     let wrong: Vec<_> = specs.iter().filter_map(refused).collect();
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
