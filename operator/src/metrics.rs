@@ -101,3 +101,44 @@ impl Metrics {
         TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap_or_default()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    /// Returns name, type and labels of each row of the README's table.
+    fn documented() -> BTreeSet<(String, String, Vec<String>)> {
+        let readme = include_str!("../../README.md");
+        let section = readme.split("### Operator\n").nth(1).expect("the README has the section");
+        let rows = section.lines().take_while(|line| !line.starts_with('#'));
+        let cells =
+            rows.filter(|line| line.starts_with("| `")).map(|line| line.split('|').collect::<Vec<_>>());
+        let bare = |text: &str| text.trim().trim_matches('`').to_owned();
+        cells
+            .map(|cells| {
+                let labels = cells[3].split(',').map(bare).filter(|label| !label.is_empty()).collect();
+                (bare(cells[1]), bare(cells[2]), labels)
+            })
+            .collect()
+    }
+
+    #[test]
+    fn the_readme_lists_every_metric_with_its_labels() {
+        let metrics = Metrics::new();
+        metrics.reconcile_started("ModelRelay");
+        metrics.reconcile_ended("ModelRelay", Duration::from_millis(1), Some("conflict"));
+        metrics.watch_failed("Pod");
+        metrics.leads(true);
+        let families = metrics.registry.gather();
+        let own = families.iter().filter(|family| family.name().starts_with("modelrelay_"));
+        let told = own.map(|family| {
+            let kind = format!("{:?}", family.get_field_type()).to_lowercase();
+            let labels =
+                family.get_metric()[0].get_label().iter().map(|label| label.name().to_owned()).collect();
+            (family.name().to_owned(), kind, labels)
+        });
+        assert_eq!(told.collect::<BTreeSet<_>>(), documented());
+    }
+}
