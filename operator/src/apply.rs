@@ -191,7 +191,7 @@ impl Context {
             None => (Change::Created, "Created"),
         };
         info!(kind, name, namespace = owner.namespace, owner = owner.name, "{reason}");
-        self.event(&owner.object(), EventType::Normal, reason, "Apply", format!("{kind} {name}")).await;
+        self.done(owner, &written, reason, "Apply").await;
         Ok(change)
     }
 
@@ -225,8 +225,7 @@ impl Context {
         match self.call(format!("create {kind} \"{name}\""), api.create(&params, &fresh)).await {
             Ok(made) => {
                 info!(kind, name, namespace = owner.namespace, owner = owner.name, "Created");
-                self.event(&owner.object(), EventType::Normal, "Created", "Create", format!("{kind} {name}"))
-                    .await;
+                self.done(owner, &made, "Created", "Create").await;
                 Ok(made)
             }
             // Another leader was faster: its value counts.
@@ -277,10 +276,17 @@ impl Context {
         if self.delete_if(seen, preconditions).await? {
             let (kind, name) = (K::kind(&()).into_owned(), seen.name_any());
             info!(kind, name, namespace = owner.namespace, owner = owner.name, "Deleted");
-            self.event(&owner.object(), EventType::Normal, "Deleted", "Delete", format!("{kind} {name}"))
-                .await;
+            self.done(owner, seen, "Deleted", "Delete").await;
         }
         Ok(())
+    }
+
+    /// Tells of something that was done to a child.
+    async fn done<K: Watched>(&self, owner: &Owner, child: &K, reason: &str, action: &str) {
+        let note = format!("{} {}", K::kind(&()), child.name_any());
+        // Without the version: it would make each event another one.
+        let child = ObjectReference { resource_version: None, ..child.object_ref(&()) };
+        self.event_with(&owner.object(), Some(child), EventType::Normal, reason, action, note).await;
     }
 
     async fn delete_leftover<K: Watched>(&self, seen: &K) -> Result<(), CallError> {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use k8s_openapi::api::core::v1::ObjectReference;
 use kube::Client;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use tokio::time::timeout;
@@ -79,7 +80,21 @@ impl Context {
     /// Tells the users of `about` what was done or refused. An event that cannot be written is only logged.
     pub async fn event(
         &self,
-        about: &k8s_openapi::api::core::v1::ObjectReference,
+        about: &ObjectReference,
+        kind: EventType,
+        reason: &str,
+        action: &str,
+        note: String,
+    ) {
+        self.event_with(about, None, kind, reason, action, note).await;
+    }
+
+    /// As [`Self::event`], about something that was done to another object. Events that differ in nothing but their note
+    /// are taken for one that repeats itself; those that concern different objects are not.
+    pub(crate) async fn event_with(
+        &self,
+        about: &ObjectReference,
+        concerned: Option<ObjectReference>,
         kind: EventType,
         reason: &str,
         action: &str,
@@ -90,7 +105,7 @@ impl Context {
             reason: reason.to_owned(),
             note: Some(cut(note)),
             action: action.to_owned(),
-            secondary: None,
+            secondary: concerned,
         };
         match timeout(CALL_LIMIT, self.recorder.publish(&event, about)).await {
             Ok(Ok(())) => {}
