@@ -11,5 +11,6 @@ mod pool;
 mod pool_pods;
 mod program;
 mod refusals;
+mod relay;
 mod scale;
 mod support;
