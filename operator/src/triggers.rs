@@ -11,7 +11,7 @@ use kube::{Resource, ResourceExt as _};
 use tokio::sync::Notify;
 
 use crate::api::model_relay::NamespacesFrom;
-use crate::api::{ModelRelay, WorkerPool};
+use crate::api::{ModelRelay, WorkerPool, condition};
 use crate::cache::{Caches, Observer, Scope, Seen};
 use crate::naming::{INSTANCE, NAME, PAUSED, Part};
 
@@ -124,17 +124,39 @@ struct Shape {
     generation: Option<i64>,
     deleted: bool,
     paused: bool,
+    /// The settings that the pods of a relay run with.
+    programmed: Option<String>,
 }
 
 impl Shape {
-    fn of<K: Resource>(object: &K) -> Self {
+    fn of<K: Shaped>(object: &K) -> Self {
         let meta = object.meta();
         Self {
             uid: meta.uid.clone(),
             generation: meta.generation,
             deleted: meta.deletion_timestamp.is_some(),
             paused: object.annotations().get(PAUSED).is_some_and(|value| value == "true"),
+            programmed: object.programmed(),
         }
+    }
+}
+
+/// What a relay or pool says in its status that matters to others.
+trait Shaped: Resource {
+    fn programmed(&self) -> Option<String>;
+}
+
+impl Shaped for ModelRelay {
+    fn programmed(&self) -> Option<String> {
+        let status = self.status.as_ref()?;
+        let programmed = condition::find(&status.conditions, condition::kind::PROGRAMMED)?;
+        status.config_revision.clone().filter(|_| programmed.status == "True")
+    }
+}
+
+impl Shaped for WorkerPool {
+    fn programmed(&self) -> Option<String> {
+        None
     }
 }
 
@@ -143,8 +165,8 @@ impl Shape {
 struct Shapes(Mutex<BTreeMap<(String, String), Shape>>);
 
 impl Shapes {
-    /// Says whether something changed that matters to others: a new status does not.
-    fn changed<K: Resource>(&self, seen: &Seen<'_, K>) -> bool {
+    /// Says whether something changed that matters to others: most of a status does not.
+    fn changed<K: Shaped>(&self, seen: &Seen<'_, K>) -> bool {
         let mut shapes = locked(&self.0);
         match seen {
             Seen::Applied(object) => {
@@ -334,5 +356,24 @@ mod tests {
         let queued: Vec<usize> =
             triggers.pool_queues().iter().map(|queue| locked(&queue.keys).len()).collect();
         assert_eq!(queued, [0, 1]);
+    }
+
+    #[test]
+    fn of_a_relays_status_only_the_settings_in_force_matter_to_pools() {
+        let relay = |revision: &str, programmed: &str, replicas: i32| -> ModelRelay {
+            serde_yaml::from_str(&format!(
+                "{{ apiVersion: modelrelay.io/v1alpha1, kind: ModelRelay, metadata: {{ name: main }}, spec: {{}}, status: \
+                 {{ replicas: {replicas}, configRevision: {revision}, conditions: [{{ type: Programmed, status: '{programmed}', \
+                 reason: r, message: '', lastTransitionTime: '2026-01-01T00:00:00Z' }}] }} }}"
+            ))
+            .unwrap()
+        };
+        let shapes = Shapes::default();
+        let changed = |relay: ModelRelay| shapes.changed(&Seen::Applied(&relay));
+        assert!(changed(relay("r1", "False", 1)));
+        assert!(!changed(relay("r2", "False", 2)));
+        assert!(changed(relay("r2", "True", 2)));
+        assert!(!changed(relay("r2", "True", 3)));
+        assert!(changed(relay("r3", "True", 3)));
     }
 }
