@@ -12,12 +12,21 @@ use crate::apply::Owner;
 use crate::cache::Cache;
 use crate::nudge::Nudges;
 
+/// What a worker's pod said when it was asked.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Heard {
+    /// The newest settings that it had read.
+    pub(super) read: Option<String>,
+    /// When it did not answer.
+    pub(super) silent: Option<Instant>,
+}
+
 #[derive(Debug, Default)]
 struct Entry {
     /// When counts were written last.
     counted: Option<Instant>,
-    /// Which settings worker pods have read, by their UIDs.
-    read: BTreeMap<String, String>,
+    /// What worker pods said, by their UIDs.
+    heard: BTreeMap<String, Heard>,
     nudges: Nudges,
     /// Since when DaemonSets lack pods, by their names.
     lacking: BTreeMap<String, Instant>,
@@ -32,13 +41,13 @@ impl Memory {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns which settings worker pods have read, by their UIDs.
-    pub(super) fn read(&self, owner: &Owner) -> BTreeMap<String, String> {
-        self.locked().get(&owner.uid).map(|entry| entry.read.clone()).unwrap_or_default()
+    /// Returns what worker pods said, by their UIDs.
+    pub(super) fn heard(&self, owner: &Owner) -> BTreeMap<String, Heard> {
+        self.locked().get(&owner.uid).map(|entry| entry.heard.clone()).unwrap_or_default()
     }
 
-    pub(super) fn note_read(&self, owner: &Owner, pod: String, revision: String) {
-        self.locked().entry(owner.uid.clone()).or_default().read.insert(pod, revision);
+    pub(super) fn note_heard(&self, owner: &Owner, pod: String, heard: Heard) {
+        self.locked().entry(owner.uid.clone()).or_default().heard.insert(pod, heard);
     }
 
     pub(super) fn nudges<T>(&self, owner: &Owner, act: impl FnOnce(&mut Nudges) -> T) -> T {
@@ -48,7 +57,7 @@ impl Memory {
     /// Forgets pods that are gone.
     pub(super) fn keep_pods(&self, owner: &Owner, exists: impl Fn(&str) -> bool) {
         if let Some(entry) = self.locked().get_mut(&owner.uid) {
-            entry.read.retain(|uid, _| exists(uid));
+            entry.heard.retain(|uid, _| exists(uid));
         }
     }
 
@@ -100,11 +109,11 @@ mod tests {
     fn pools_and_pods_that_are_gone_are_forgotten() {
         let memory = Memory::default();
         for at in 0..40 {
-            memory.note_read(&owner(&at.to_string()), String::from("pod"), String::from("r1"));
+            memory.note_heard(&owner(&at.to_string()), String::from("pod"), Heard::default());
         }
         memory.keep(&BTreeSet::from([String::from("7")]));
         assert_eq!(memory.locked().keys().collect::<Vec<_>>(), ["7"]);
         memory.keep_pods(&owner("7"), |_| false);
-        assert!(memory.read(&owner("7")).is_empty());
+        assert!(memory.heard(&owner("7")).is_empty());
     }
 }

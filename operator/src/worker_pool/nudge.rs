@@ -17,7 +17,9 @@ use crate::context::{CallError, Context};
 use crate::nudge::{Plan, Waiting, nudge, told};
 
 /// Workers that are asked at once.
-const ASKED_AT_ONCE: usize = 16;
+const ASKED_AT_ONCE: usize = 64;
+/// One that did not answer is left in peace for so long.
+const SILENCE: Duration = Duration::from_secs(10);
 
 /// What workers should have read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,25 +54,33 @@ pub(super) async fn tell(
     token: &str,
 ) -> Result<Option<Duration>, CallError> {
     let revision = newest.revision();
-    let known = ctx.pools.read(owner);
+    let began = Instant::now();
+    let known = ctx.pools.heard(owner);
     let open = pods.iter().filter_map(|pod| {
         let uid = pod.uid()?;
-        let has_read = known.get(&uid) == Some(&revision);
-        address(pod).filter(|_| !has_read).map(|address| (pod, uid, address))
+        let heard = known.get(&uid).cloned().unwrap_or_default();
+        let has_read = heard.read.as_ref() == Some(&revision);
+        address(pod).filter(|_| !has_read).map(|address| (pod, uid, heard, address))
     });
-    let asked = open.map(|(pod, uid, address)| async move {
-        let asked = ctx.ops.ask::<WorkerStatus>(Method::GET, address, OPS_PORT, "/status", token).await;
-        (pod, uid, asked.is_ok_and(|status| newest.is_read_by(&status)))
+    let asked = open.map(|(pod, uid, mut heard, address)| async move {
+        let is_silent = heard.silent.is_some_and(|since| began.duration_since(since) < SILENCE);
+        if !is_silent {
+            let asked = ctx.ops.ask::<WorkerStatus>(Method::GET, address, OPS_PORT, "/status", token).await;
+            heard.silent = asked.is_err().then(Instant::now);
+            if asked.is_ok_and(|status| newest.is_read_by(&status)) {
+                heard.read = Some(newest.revision());
+            }
+        }
+        (pod, uid, heard)
     });
     let answers: Vec<_> =
         stream::iter(asked.collect::<Vec<_>>()).buffer_unordered(ASKED_AT_ONCE).collect().await;
     let mut behind = Vec::new();
-    for (pod, uid, has_read) in answers {
-        if has_read {
-            ctx.pools.note_read(owner, uid, revision.clone());
-        } else {
-            behind.push((pod, uid));
+    for (pod, uid, heard) in answers {
+        if heard.read.as_ref() != Some(&revision) {
+            behind.push((pod, uid.clone()));
         }
+        ctx.pools.note_heard(owner, uid, heard);
     }
     let waiting: Vec<_> =
         behind.iter().map(|(pod, uid)| Waiting { pod: uid, told: told(pod, &revision) }).collect();
