@@ -41,7 +41,7 @@ use crate::apply::Owner;
 use crate::context::{CallError, Context};
 use crate::error::ReconcileError;
 use crate::generated::sha256;
-use crate::naming::{FIELD_MANAGER, PAUSED, pool as names, relay as relay_names};
+use crate::naming::{ENGINE_REVISION, FIELD_MANAGER, PAUSED, pool as names, relay as relay_names};
 use crate::triggers::relay_of;
 
 use apply::{Stop, Written};
@@ -94,6 +94,7 @@ pub async fn reconcile(pool: Arc<WorkerPool>, ctx: Arc<Context>) -> Result<Actio
 struct Turn {
     outcome: Outcome,
     looks_for: String,
+    engine_pending: bool,
     rollout: Option<Plan>,
     join_secret: Option<String>,
     error: Option<ReconcileError>,
@@ -104,7 +105,15 @@ struct Turn {
 impl Turn {
     fn new() -> Self {
         let outcome = Outcome { rejected: None, unresolved: None, progress: Progress::Blocked };
-        Self { outcome, looks_for: String::new(), rollout: None, join_secret: None, error: None, again: None }
+        Self {
+            outcome,
+            looks_for: String::new(),
+            engine_pending: false,
+            rollout: None,
+            join_secret: None,
+            error: None,
+            again: None,
+        }
     }
 
     fn look_again(&mut self, after: Duration) {
@@ -118,7 +127,8 @@ impl Turn {
                 if [reason::NAME_CONFLICT, reason::CHILD_REFUSED].contains(&refusal.reason) {
                     self.look_again(REFUSED_RETRY);
                 }
-                self.outcome.rejected = Some(refusal);
+                self.outcome.progress = Progress::Blocked;
+                self.outcome.rejected.get_or_insert(refusal);
             }
             Stop::Unresolved(refusal) => self.outcome.unresolved = Some(refusal),
             Stop::Failed(error) => self.fail(error),
@@ -171,7 +181,8 @@ async fn converge(pool: &WorkerPool, ctx: &Context) -> Turn {
                         found.relay.as_ref().is_some_and(|(relay, _)| is_in_force(ctx, relay, &token));
                     turn.outcome.progress = Progress::Written { in_force };
                     if !in_force {
-                        turn.look_again(POLL);
+                        // A relay that takes new settings wakes its pools.
+                        turn.look_again(SLOW_POLL);
                     }
                 }
                 Err(stop) => turn.stop(stop),
@@ -195,6 +206,9 @@ async fn converge_managed(ctx: &Context, managed: &Managed, turn: &mut Turn) {
     if let Err(error) = look_after_pods(ctx, managed, &written, turn).await {
         turn.fail(error);
     }
+    for error in written.errors {
+        turn.stop(error.into());
+    }
 }
 
 /// Does what the controllers of Kubernetes leave to the operator: replacing engines, and nudging workers.
@@ -206,27 +220,35 @@ async fn look_after_pods(
 ) -> Result<(), ReconcileError> {
     let owner = &managed.owner;
     let set = |name: &str| ctx.caches.daemon_sets.get(&owner.namespace, name);
+    turn.engine_pending = matches!(managed.backend, Backend::Engine(_));
     let Some(worker_set) = set(&names::worker(&owner.name)) else { return Ok(()) };
     let workers = pods_of(&ctx.caches.pods, &worker_set)?;
     ctx.pools.keep_pods(owner, |uid| workers.iter().any(|pod| pod.uid().as_deref() == Some(uid)));
     if let Backend::Engine(engine) = &managed.backend
         && let Some(engine_set) = set(&names::engine(&owner.name))
     {
-        let engines = pods_of(&ctx.caches.pods, &engine_set)?;
-        let nodes = rollout::look(ctx, &workers, &engines, &written.admin).await;
-        let wanted = Wanted {
-            revision: build::engine_revision(engine),
-            max_unavailable: usize::try_from(managed.strategy.max_unavailable).unwrap_or(1),
-            wait_for_idle: managed.strategy.wait_for_idle,
-            timeout_seconds: managed.strategy.timeout_seconds.into(),
-        };
-        let plan = rollout::plan(&nodes, &wanted, Timestamp::now());
-        let advanced = rollout::advance(ctx, owner, &workers, &plan, &written.admin).await;
-        if !plan.steps.is_empty() || !plan.waiting.is_empty() {
-            turn.look_again(POLL);
+        let revision = build::engine_revision(engine);
+        // A pod that is deleted too early comes back as it was.
+        if SetCounts::of(&engine_set).is_some()
+            && apply::annotation(&engine_set, ENGINE_REVISION) == Some(&revision)
+        {
+            let engines = pods_of(&ctx.caches.pods, &engine_set)?;
+            let nodes = rollout::look(ctx, &workers, &engines, &written.admin).await;
+            let wanted = Wanted {
+                revision,
+                max_unavailable: usize::try_from(managed.strategy.max_unavailable).unwrap_or(1),
+                wait_for_idle: managed.strategy.wait_for_idle,
+                timeout_seconds: managed.strategy.timeout_seconds.into(),
+            };
+            let plan = rollout::plan(&nodes, &wanted, Timestamp::now());
+            let advanced = rollout::advance(ctx, owner, &workers, &plan, &written.admin).await;
+            if !plan.steps.is_empty() || !plan.waiting.is_empty() {
+                turn.look_again(POLL);
+            }
+            turn.engine_pending = false;
+            turn.rollout = Some(plan);
+            advanced?;
         }
-        turn.rollout = Some(plan);
-        advanced?;
     }
     if let Some(again) = nudge::tell(ctx, owner, &workers, &written.newest, &written.admin).await? {
         turn.look_again(again);
@@ -290,6 +312,7 @@ async fn report(
         outcome: &turn.outcome,
         looks_for: &turn.looks_for,
         pods: if pool.spec.kind == PoolType::Managed { pods } else { None },
+        engine_pending: turn.engine_pending,
         rollout: turn.rollout.as_ref(),
         refused: refused.as_deref(),
         workers: workers.as_deref(),

@@ -12,6 +12,7 @@ use super::pods::pods_of;
 use super::validate::{External, Managed, Refusal};
 use crate::api::condition::reason;
 use crate::apply::{ApplyError, Owner};
+use crate::cache::Watched;
 use crate::context::Context;
 use crate::error::ReconcileError;
 use crate::generated::{Token, sha256, token_of};
@@ -50,12 +51,14 @@ pub(super) struct Written {
     /// The token for the workers' admin API.
     pub(super) admin: String,
     pub(super) newest: Newest,
+    /// Why some children are not as they should be.
+    pub(super) errors: Vec<ApplyError>,
 }
 
-/// Writes the children of a Managed pool.
+/// Writes the children of a Managed pool. One that cannot be written does not hold up the others.
 ///
 /// # Errors
-/// Why they are not all as they should be.
+/// Why nothing can be written.
 pub(super) async fn managed(ctx: &Context, managed: &Managed) -> Result<Written, Stop> {
     let owner = &managed.owner;
     let (_, credential) = generated(ctx, owner, pool::credential(&owner.name)).await?;
@@ -66,35 +69,63 @@ pub(super) async fn managed(ctx: &Context, managed: &Managed) -> Result<Written,
         credential: sha256(&credential).to_hex()[..16].to_owned(),
     };
     let Children { account, settings, policy, workers, engine } = children;
-    let started_with = workers
-        .spec
-        .as_ref()
-        .and_then(|spec| spec.template.metadata.as_ref()?.annotations.as_ref()?.get(STARTED_WITH).cloned());
-    let (worker_name, engine_name) = (pool::worker(&owner.name), pool::engine(&owner.name));
-    let mut keep = vec![worker_name.as_str()];
-    let mut keep_services = Vec::new();
-    if engine.is_some() || !workers_have_left(ctx, owner, started_with.as_deref())? {
-        keep.push(&engine_name);
-        keep_services.push(engine_name.as_str());
-    }
-    ctx.apply(owner, account).await?;
-    ctx.apply(owner, settings).await?;
-    ctx.apply(owner, policy).await?;
+    let started_with = annotation(&workers, STARTED_WITH);
+    let keeps_engine = engine.is_some() || !workers_have_left(ctx, owner, started_with)?;
+    let mut writing = Writing { ctx, owner, errors: Vec::new() };
+    writing.apply(account).await;
+    writing.apply(settings).await;
+    writing.apply(policy).await;
     if let Some(EngineChildren { account, service, policy, engines }) = engine {
-        ctx.apply(owner, account).await?;
-        ctx.apply(owner, service).await?;
-        ctx.apply(owner, policy).await?;
-        ctx.apply(owner, engines).await?;
+        writing.apply(account).await;
+        writing.apply(service).await;
+        writing.apply(policy).await;
+        writing.apply(engines).await;
     }
     // What the pods mount is there by now.
-    ctx.apply(owner, workers).await?;
+    writing.apply(workers).await;
+    let (worker_name, engine_name) = (pool::worker(&owner.name), pool::engine(&owner.name));
+    let both = [worker_name.as_str(), engine_name.as_str()];
+    let (keep, keep_services) = if keeps_engine { (&both[..], &both[1..]) } else { (&both[..1], &both[..0]) };
+    writing.prune::<DaemonSet>(keep).await;
+    writing.prune::<Service>(keep_services).await;
+    writing.prune::<NetworkPolicy>(keep).await;
+    writing.prune::<ServiceAccount>(keep).await;
     let secrets = [pool::credential(&owner.name), pool::admin(&owner.name), pool::settings(&owner.name)];
-    ctx.prune::<DaemonSet>(owner, &keep).await?;
-    ctx.prune::<Service>(owner, &keep_services).await?;
-    ctx.prune::<NetworkPolicy>(owner, &keep).await?;
-    ctx.prune::<ServiceAccount>(owner, &keep).await?;
-    ctx.prune::<Secret>(owner, &secrets.each_ref().map(String::as_str)).await?;
-    Ok(Written { admin, newest })
+    writing.prune::<Secret>(&secrets.each_ref().map(String::as_str)).await;
+    Ok(Written { admin, newest, errors: writing.errors })
+}
+
+struct Writing<'a> {
+    ctx: &'a Context,
+    owner: &'a Owner,
+    errors: Vec<ApplyError>,
+}
+
+impl Writing<'_> {
+    /// When the API server does not answer, asking it for every other child would only take longer.
+    fn has_stopped(&self) -> bool {
+        self.errors.iter().any(|error| matches!(error, ApplyError::Call(error) if error.status().is_none()))
+    }
+
+    async fn apply<K: Watched>(&mut self, child: K) {
+        if !self.has_stopped() {
+            let result = Box::pin(self.ctx.apply(self.owner, child)).await;
+            self.errors.extend(result.err());
+        }
+    }
+
+    async fn prune<K: Watched>(&mut self, keep: &[&str]) {
+        if !self.has_stopped() {
+            let result = self.ctx.prune::<K>(self.owner, keep).await;
+            self.errors.extend(result.err());
+        }
+    }
+}
+
+/// An annotation of a DaemonSet's pods.
+pub(super) fn annotation<'a>(set: &'a DaemonSet, key: &str) -> Option<&'a str> {
+    let template = set.spec.as_ref()?.template.metadata.as_ref()?;
+    template.annotations.as_ref()?.get(key).map(String::as_str)
 }
 
 /// Whether every worker pod is of the newest settings, so that none uses an engine that the spec no longer has.

@@ -70,6 +70,8 @@ pub(super) struct Facts<'a> {
     pub(super) looks_for: &'a str,
     /// Of the workers' DaemonSet.
     pub(super) pods: Option<SetCounts>,
+    /// Whether the engines' DaemonSet has yet to be seen by its controller.
+    pub(super) engine_pending: bool,
     /// Of the engines.
     pub(super) rollout: Option<&'a Plan>,
     /// Why pods are not created.
@@ -173,7 +175,8 @@ fn rolling_out(facts: &Facts<'_>) -> Verdict {
     if let Some(problem) = facts.refused {
         return verdict(false, reason::PODS_REFUSED, problem);
     }
-    let Some(pods) = facts.pods else {
+    let pods = facts.pods.filter(|_| !facts.engine_pending);
+    let Some(pods) = pods else {
         return verdict(
             true,
             reason::ROLLING_OUT,
@@ -403,6 +406,7 @@ mod tests {
                 updated: 2,
                 ready: 2,
             }),
+            engine_pending: false,
             rollout: None,
             refused: None,
             workers: None,
@@ -460,6 +464,11 @@ mod tests {
                 "the controller has not looked yet",
                 Facts { pods: None, ..base.clone() },
                 "True/Accepted True/Resolved True/RollingOut Unknown/Pending Unknown/Pending",
+            ),
+            (
+                "the controller has not looked at the engines yet",
+                Facts { engine_pending: true, workers: Some(&ready), ..base.clone() },
+                "True/Accepted True/Resolved True/RollingOut True/Available True/Ready",
             ),
             (
                 "workers roll",

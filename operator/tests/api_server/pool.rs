@@ -324,6 +324,8 @@ async fn an_object_in_the_way_and_an_overridden_field_are_told() {
     rig.pool(by_url()).await;
     let message = rig.until("Accepted", "False/NameConflict").await;
     assert!(message.contains("ServiceAccount \"gpu-worker\""), "{message}");
+    // What is in the way holds up no other child.
+    rig.place.api::<DaemonSet>().get("gpu-worker").await.unwrap();
     let live = rig.place.api::<ServiceAccount>().get("gpu-worker").await.unwrap();
     assert_eq!(live.resource_version(), theirs.resource_version());
     rig.place.api::<ServiceAccount>().delete("gpu-worker", &DeleteParams::default()).await.unwrap();
