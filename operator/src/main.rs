@@ -1,6 +1,6 @@
 //! The operator as a program.
 
-use std::io::IsTerminal as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -22,12 +22,7 @@ use tracing_subscriber::EnvFilter;
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match cli.command {
-        Some(Command::Crd) => {
-            for crd in schema::crds() {
-                print!("---\n{}", schema::to_yaml(&crd));
-            }
-            return ExitCode::SUCCESS;
-        }
+        Some(Command::Crd) => print_crds(),
         Some(Command::Check { url, timeout_seconds }) => answers(url, Duration::from_secs(timeout_seconds)),
         None => run(&cli.run),
     };
@@ -37,6 +32,14 @@ fn main() -> ExitCode {
             eprintln!("error: {problem:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+fn print_crds() -> anyhow::Result<()> {
+    match std::io::stdout().write_all(schema::crds_yaml().as_bytes()) {
+        // Whoever reads has seen enough.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        written => written.context("print the CRDs"),
     }
 }
 
