@@ -4,6 +4,9 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
+use clap::Parser as _;
+use modelrelay_operator::cache::Scope;
+use modelrelay_operator::cli::{self, Cli};
 use serde_json::Value;
 
 use crate::workspace;
@@ -152,6 +155,34 @@ fn images_come_from_the_mirror_and_a_digest_goes_before_a_tag() {
         "--image-pull-secret=mirror",
     ] {
         assert!(arguments.contains(&argument.into()), "{argument}: {arguments:?}");
+    }
+}
+
+#[test]
+fn the_program_understands_the_arguments_of_every_pod() {
+    let parse = |arguments: &Value| {
+        let arguments = arguments.as_array().unwrap().iter().map(|argument| argument.as_str().unwrap());
+        Cli::try_parse_from(["modelrelay-operator"].into_iter().chain(arguments)).unwrap()
+    };
+    for values in example_values() {
+        let fixed = ["template", "modelrelay", "charts/modelrelay", "--namespace", "modelrelay-system"];
+        let Some(text) = succeed(&[&fixed[..], &["--values", values.to_str().unwrap()]].concat()) else {
+            return;
+        };
+        let manifests = documents(&text);
+        let of = |kind: &str| manifests.iter().find(|manifest| manifest["kind"] == kind).unwrap();
+        let run = parse(of("Deployment").pointer("/spec/template/spec/containers/0/args").unwrap());
+        assert!(run.command.is_none());
+        let options = run.run.options();
+        let in_some = values.ends_with("namespaces-values.yaml");
+        assert_eq!(matches!(options.scope, Scope::Namespaces(_)), in_some, "{options:?}");
+        assert!(options.relay_image.contains("modelrelay-relay:") && options.worker_image.contains(":0.1.0"));
+        let test = parse(of("Pod").pointer("/spec/containers/0/args").unwrap());
+        let Some(cli::Command::Check { url, .. }) = test.command else { panic!("{test:?}") };
+        let service = of("Service");
+        let name = service["metadata"]["name"].as_str().unwrap();
+        assert_eq!(url.host(), Some(format!("{name}.modelrelay-system.svc").as_str()));
+        assert_eq!(url.port_u16().map(u64::from), service["spec"]["ports"][0]["port"].as_u64());
     }
 }
 
