@@ -1,4 +1,5 @@
-//! The charts and the plain manifests on a real API server, with the controllers that make pods and collect roles.
+//! The charts and the plain manifests on a real API server, with the controllers that make pods and collect roles, and a node
+//! that calls every pod running.
 
 use std::io::Write as _;
 use std::path::Path;
@@ -6,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use dev_cluster::{ControlPlane, Options, Tools, wait};
+use dev_cluster::{ControlPlane, FakeNodes, Options, Tools, wait};
 use modelrelay_operator::rbac;
 use serde_json::{Value, json};
 
@@ -24,15 +25,18 @@ struct Cluster {
 
 impl Cluster {
     fn new() -> Option<Self> {
-        static SHARED: OnceLock<Option<ControlPlane>> = OnceLock::new();
+        static SHARED: OnceLock<Option<(FakeNodes, ControlPlane)>> = OnceLock::new();
         static ALONE: Mutex<()> = Mutex::new(());
         dev_cluster::tool("MODELRELAY_HELM")?;
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let start = || {
-            let options = Options { controller_manager: true, ..Options::default() };
-            Some(ControlPlane::start(&Tools::from_environment()?, options).unwrap())
+            let (tools, kwok) = (Tools::from_environment()?, dev_cluster::tool("MODELRELAY_KWOK")?);
+            let options = Options { controller_manager: true, scheduler: true, ..Options::default() };
+            let plane = ControlPlane::start(&tools, options).unwrap();
+            Some((FakeNodes::start(&plane, &kwok, 1).unwrap(), plane))
         };
-        let cluster = Self { plane: SHARED.get_or_init(start).as_ref()?, _alone: alone };
+        let (_, plane) = SHARED.get_or_init(start).as_ref()?;
+        let cluster = Self { plane, _alone: alone };
         // As careful platform teams set it up.
         cluster.create_namespace(HOME, &json!({ "pod-security.kubernetes.io/enforce": "restricted" }));
         Some(cluster)
@@ -133,7 +137,12 @@ const OPERATOR: &str = "system:serviceaccount:modelrelay-system:modelrelay-opera
 fn helm_installs_upgrades_rolls_back_and_leaves_relays_behind() {
     let Some(cluster) = Cluster::new() else { return };
     cluster.helm(&["install", "modelrelay-crds", "charts/modelrelay-crds", "--wait"]);
-    let notes = cluster.helm(&["install", "modelrelay", "charts/modelrelay", "--namespace", HOME]);
+    let operator = |verb: &str, more: &[&str]| {
+        let tolerant = ["--set", "tolerations[0].key=fake", "--set", "tolerations[0].operator=Exists"];
+        let fixed = [verb, "modelrelay", "charts/modelrelay", "--namespace", HOME, "--wait", "--timeout=60s"];
+        cluster.helm(&[&fixed[..], &tolerant, more].concat())
+    };
+    let notes = operator("install", &[]);
     assert!(notes.contains("kubectl wait --for=condition=Ready modelrelay/main workerpool/gpu"), "{notes}");
     // What the notes give to kubectl is taken by it.
     let (_, rest) = notes.split_once("<<'END'\n").unwrap();
@@ -146,9 +155,9 @@ fn helm_installs_upgrades_rolls_back_and_leaves_relays_behind() {
     let relay = "/apis/modelrelay.io/v1alpha1/namespaces/default/modelrelays/main";
     let before = cluster.plane.api().get(relay).unwrap();
     cluster.helm(&["upgrade", "modelrelay-crds", "charts/modelrelay-crds", "--wait"]);
-    cluster.helm(&["upgrade", "modelrelay", "charts/modelrelay", "--namespace", HOME, "--set", "replicas=3"]);
+    operator("upgrade", &["--set", "replicas=3"]);
     cluster.wait_pods(3);
-    cluster.helm(&["rollback", "modelrelay", "1", "--namespace", HOME]);
+    cluster.helm(&["rollback", "modelrelay", "1", "--namespace", HOME, "--wait", "--timeout=60s"]);
     cluster.wait_pods(2);
     assert_eq!(cluster.plane.api().get(relay).unwrap(), before);
 
