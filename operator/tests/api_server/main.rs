@@ -9,6 +9,7 @@ mod faults;
 mod lease;
 mod pool;
 mod pool_pods;
+mod pool_serves;
 mod program;
 mod refusals;
 mod relay;

@@ -18,31 +18,36 @@ use modelrelay_worker::settings::Source;
 use serde_json::{Value, json};
 
 use crate::pool::{Rig, delete_node, node, on_test_nodes};
+use crate::relay::process::address;
 use crate::support::eventually;
 
 const OPS_PORT: u16 = 8082;
 
 /// A worker as the operator's settings make it, but for where things are on this machine.
-struct Running {
-    address: IpAddr,
-    worker: Worker,
+pub(crate) struct Running {
+    pub(crate) address: IpAddr,
+    pub(crate) worker: Worker,
     source: Source,
     folder: tempfile::TempDir,
-    _backend: Backend,
+    pub(crate) backend: Backend,
 }
 
 impl Running {
+    /// Starts one that finds no relay.
     async fn start(rig: &Rig) -> Self {
-        // The port is fixed, and other tests of this machine want it too: any address of 127/8 is this machine's.
-        let [one, two, three] = [(); 3].map(|()| rand::random_range(1..=254));
-        let address = IpAddr::from([127, one, two, three]);
+        Self::start_at(rig, format!("http://{}", dev_backend::refused_addr().unwrap())).await
+    }
+
+    /// Starts one that dials this relay.
+    pub(crate) async fn start_at(rig: &Rig, relay_url: String) -> Self {
+        let address = address();
         let backend = Backend::start(dev_backend::Config::default()).await.unwrap();
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| -> Option<PathBuf> { Some(folder.path().join(name)) };
         let flags = Flags {
             config: path("worker.yaml"),
             worker_secret_file: path("token"),
-            relay_url: vec![format!("http://{}", dev_backend::refused_addr().unwrap())],
+            relay_url: vec![relay_url],
             backend_url: Some(backend.url()),
             name: Some(String::from("under-test")),
             ops_listen: Some(SocketAddr::new(address, OPS_PORT).to_string()),
@@ -51,11 +56,11 @@ impl Running {
         let source = Source::new(flags, [(String::from("RELAY_RESOLVE"), String::from("First"))]);
         write_files(rig, &folder).await;
         let worker = Worker::start(source.load().unwrap()).await.unwrap();
-        Self { address, worker, source, folder, _backend: backend }
+        Self { address, worker, source, folder, backend }
     }
 
     /// Does what the kubelet and then the process do.
-    async fn read_again(&self, rig: &Rig) {
+    pub(crate) async fn read_again(&self, rig: &Rig) {
         write_files(rig, &self.folder).await;
         self.worker.reload(self.source.load().unwrap());
     }
@@ -74,7 +79,7 @@ async fn write_files(rig: &Rig, folder: &tempfile::TempDir) {
 }
 
 /// The pods of a part, by name.
-async fn pods(rig: &Rig, part: &str) -> BTreeMap<String, Pod> {
+pub(crate) async fn pods(rig: &Rig, part: &str) -> BTreeMap<String, Pod> {
     let params = ListParams::default().labels(&format!("app.kubernetes.io/name=modelrelay-{part}"));
     let listed = rig.place.api::<Pod>().list(&params).await.unwrap();
     listed.into_iter().map(|pod| (pod.name_any(), pod)).collect()
@@ -92,7 +97,7 @@ async fn pod_after(rig: &Rig, part: &str, before: Option<&str>) -> Pod {
     .await
 }
 
-async fn runs(rig: &Rig, pod: &Pod, address: IpAddr) {
+pub(crate) async fn runs(rig: &Rig, pod: &Pod, address: IpAddr) {
     let status = json!({ "status": {
         "phase": "Running",
         "podIP": address,

@@ -3,5 +3,5 @@
 mod children;
 mod keys;
 mod pods;
-mod process;
+pub(crate) mod process;
 mod rig;

@@ -38,7 +38,7 @@ fn program(name: &str) -> Option<PathBuf> {
 }
 
 /// An address of this machine that no other test has.
-pub(super) fn address() -> IpAddr {
+pub(crate) fn address() -> IpAddr {
     static NEXT: AtomicU32 = AtomicU32::new(2);
     let [.., low, high] = NEXT.fetch_add(1, Ordering::Relaxed).to_be_bytes();
     let process = u8::try_from(std::process::id() % 200).unwrap();
@@ -46,15 +46,15 @@ pub(super) fn address() -> IpAddr {
 }
 
 /// A relay with an address of its own, as a pod has one.
-pub(super) struct Relay {
-    pub(super) address: IpAddr,
+pub(crate) struct Relay {
+    pub(crate) address: IpAddr,
     folder: TempDir,
     _program: Program,
 }
 
 impl Relay {
     /// Starts one with these settings.
-    pub(super) async fn start(settings: &str) -> Option<Self> {
+    pub(crate) async fn start(settings: &str) -> Option<Self> {
         let program = program("modelrelay-relay")?;
         let (folder, address) = (TempDir::new().unwrap(), address());
         let file = folder.path().join("relay.yaml");
@@ -73,7 +73,7 @@ impl Relay {
     }
 
     /// Puts other settings where it looks for them, as a kubelet does.
-    pub(super) fn update(&self, settings: &str) {
+    pub(crate) fn update(&self, settings: &str) {
         let fresh = self.folder.path().join("fresh");
         std::fs::write(&fresh, settings).unwrap();
         std::fs::rename(fresh, self.folder.path().join("relay.yaml")).unwrap();
@@ -81,7 +81,7 @@ impl Relay {
 }
 
 /// A worker with a backend that serves one model.
-pub(super) struct Worker {
+pub(crate) struct Worker {
     _program: Program,
     _backend: AbortOnDropHandle<()>,
     _folder: TempDir,
@@ -89,7 +89,7 @@ pub(super) struct Worker {
 
 impl Worker {
     /// Starts one that serves `model` at a relay.
-    pub(super) async fn start(relay: &Relay, token: &str, model: &'static str) -> Option<Self> {
+    pub(crate) async fn start(relay: &Relay, token: &str, model: &'static str) -> Option<Self> {
         let program = program("modelrelay-worker")?;
         let folder = TempDir::new().unwrap();
         let secret = folder.path().join("secret");
