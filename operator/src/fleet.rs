@@ -26,9 +26,14 @@ impl Fleet {
         self.locked().get(&(namespace.to_owned(), name.to_owned())).cloned()
     }
 
-    /// Forgets a relay that is gone.
+    /// Forgets what a relay's pods answered.
     pub fn forget(&self, namespace: &str, name: &str) {
         self.locked().remove(&(namespace.to_owned(), name.to_owned()));
+    }
+
+    /// Forgets relays that are gone, by namespace and name.
+    pub fn retain(&self, lives: impl Fn(&(String, String)) -> bool) {
+        self.locked().retain(|key, _| lives(key));
     }
 
     fn locked(&self) -> MutexGuard<'_, BTreeMap<(String, String), Arc<RelayView>>> {
@@ -257,11 +262,11 @@ mod tests {
     }
 
     #[test]
-    fn views_are_kept_by_relay_until_it_is_forgotten() {
+    fn views_are_kept_by_relay_until_it_is_gone() {
         let fleet = Fleet::default();
         fleet.put(("inference", "main"), RelayView::default());
         assert!(fleet.view("inference", "main").is_some() && fleet.view("lab", "main").is_none());
-        fleet.forget("inference", "main");
+        fleet.retain(|(namespace, _)| namespace != "inference");
         assert_eq!(fleet.view("inference", "main"), None);
     }
 }

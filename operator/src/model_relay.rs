@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use k8s_openapi::api::apps::v1::Deployment;
 use kube::ResourceExt as _;
 use kube::runtime::controller::Action;
+use kube::runtime::reflector::Store;
 
 use crate::api::ModelRelay;
 use crate::api::condition::reason;
@@ -45,19 +46,25 @@ const RESYNC: Duration = Duration::from_secs(600);
 /// Something failed that may work when it is tried again. The status tells of it as far as it could be written.
 pub async fn reconcile(relay: Arc<ModelRelay>, ctx: Arc<Context>) -> Result<Action, ReconcileError> {
     if relay.metadata.deletion_timestamp.is_some() {
-        forget(&ctx, &relay.namespace().unwrap_or_default(), &relay.name_any());
+        // Its children go with it; making them again would only hold that up.
         return Ok(Action::await_change());
     }
     let mut memory = ctx.relays.take(&relay);
     let result = look(&relay, &ctx, &mut memory).await;
     ctx.relays.put(&relay, memory);
+    sweep(&ctx);
     result
 }
 
-/// Forgets a relay that is gone.
-pub fn forget(ctx: &Context, namespace: &str, name: &str) {
-    ctx.relays.forget(namespace, name);
-    ctx.fleet.forget(namespace, name);
+/// Forgets relays that are gone.
+fn sweep(ctx: &Context) {
+    let relays = &ctx.caches.model_relays;
+    let known: usize = relays.stores().iter().map(Store::len).sum();
+    if ctx.relays.len() > known && relays.is_ready() {
+        let lives = |(namespace, name): &(String, String)| relays.get(namespace, name).is_some();
+        ctx.relays.retain(lives);
+        ctx.fleet.retain(lives);
+    }
 }
 
 async fn look(relay: &ModelRelay, ctx: &Context, memory: &mut Memory) -> Result<Action, ReconcileError> {

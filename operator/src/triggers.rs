@@ -237,8 +237,8 @@ impl Triggering {
             Part::Relay => self.triggers.relay(&namespace, &name),
             Part::Worker | Part::Engine => {
                 self.triggers.pool(&namespace, &name);
-                // A pool's credential stands in its relay's settings.
-                if K::kind(&()) == "Secret"
+                // A pool's credential stands in its relay's settings, and a relay is asked for its workers.
+                if matches!(K::kind(&()).as_ref(), "Secret" | "Pod")
                     && let Some(pool) = self.caches.worker_pools.get(&namespace, &name)
                 {
                     let (namespace, name) = relay_of(&pool);

@@ -52,8 +52,12 @@ impl Memories {
         self.locked().insert(key(relay), memory);
     }
 
-    pub(super) fn forget(&self, namespace: &str, name: &str) {
-        self.locked().remove(&(namespace.to_owned(), name.to_owned()));
+    pub(super) fn len(&self) -> usize {
+        self.locked().len()
+    }
+
+    pub(super) fn retain(&self, lives: impl Fn(&(String, String)) -> bool) {
+        self.locked().retain(|key, _| lives(key));
     }
 
     fn locked(&self) -> MutexGuard<'_, BTreeMap<(String, String), Memory>> {

@@ -21,6 +21,8 @@ use crate::triggers::relay_of;
 pub(super) const EVERY: Duration = Duration::from_secs(10);
 /// How often those are asked that should have new settings any moment.
 const SOON: Duration = Duration::from_millis(250);
+/// How often pods are asked for their workers at most, while one thing after another happens.
+const GAP: Duration = Duration::from_secs(1);
 /// Questions and nudges at once.
 const AT_ONCE: usize = 32;
 
@@ -46,10 +48,10 @@ impl Observing<'_> {
         self.nudge(memory, now, true).await;
         self.ask_settings(memory, now).await;
         let next = self.nudge(memory, now, false).await;
-        self.ask_workers(memory, now).await;
+        let put_off = self.ask_workers(memory, now).await;
         let soon = next.is_some().then_some(SOON);
         let later = self.pods.iter().any(|pod| pod.address.is_some()).then_some(EVERY);
-        soon.or(later)
+        [soon, put_off, later].into_iter().flatten().min()
     }
 
     fn acknowledged(&self, memory: &Memory, pod: &RelayPod) -> bool {
@@ -103,15 +105,15 @@ impl Observing<'_> {
         }
     }
 
-    async fn ask_workers(&self, memory: &mut Memory, now: Instant) {
+    /// Returns when to ask if it was too soon now: something has happened, or this would not run.
+    async fn ask_workers(&self, memory: &mut Memory, now: Instant) -> Option<Duration> {
         let ready: Vec<_> = self.pods.iter().filter(|pod| pod.ready).collect();
         let names: BTreeSet<_> = ready.iter().map(|pod| pod.uid.clone()).collect();
-        let recent = memory
-            .workers_asked
-            .as_ref()
-            .is_some_and(|(at, asked)| now < *at + EVERY - Duration::from_secs(1) && *asked == names);
-        if recent {
-            return;
+        if let Some((at, asked)) = &memory.workers_asked
+            && *asked == names
+            && now < *at + GAP
+        {
+            return (!ready.is_empty()).then(|| *at + GAP - now);
         }
         let token = self.admin.unwrap_or_default();
         let due: Vec<_> = ready.iter().filter_map(|pod| Some((pod.pod.name_any(), pod.address?))).collect();
@@ -129,5 +131,6 @@ impl Observing<'_> {
                 self.ctx.triggers.pool(&pool.namespace().unwrap_or_default(), &pool.name_any());
             }
         }
+        None
     }
 }
