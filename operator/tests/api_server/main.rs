@@ -5,6 +5,7 @@
 
 mod apply;
 mod examples;
+mod examples_run;
 mod faults;
 mod lease;
 mod pool;
