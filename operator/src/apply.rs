@@ -3,7 +3,6 @@
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions};
-use kube::runtime::events::EventType;
 use kube::{Api, Resource, ResourceExt as _};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
@@ -286,7 +285,7 @@ impl Context {
         let note = format!("{} {}", K::kind(&()), child.name_any());
         // Without the version: it would make each event another one.
         let child = ObjectReference { resource_version: None, ..child.object_ref(&()) };
-        self.event_with(&owner.object(), Some(child), EventType::Normal, reason, action, note).await;
+        self.child_event(&owner.object(), child, reason, action, note).await;
     }
 
     async fn delete_leftover<K: Watched>(&self, seen: &K) -> Result<(), CallError> {

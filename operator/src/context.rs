@@ -43,6 +43,7 @@ pub struct Context {
     pub(crate) relays: model_relay::Memories,
     pub(crate) applied: Mutex<BTreeMap<String, Remembered>>,
     recorder: Recorder,
+    reporter: Reporter,
 }
 
 impl std::fmt::Debug for Context {
@@ -63,7 +64,8 @@ impl Context {
         let reporter =
             Reporter { controller: String::from("modelrelay-operator"), instance: options.pod_name.clone() };
         Self {
-            recorder: Recorder::new(client.clone(), reporter),
+            recorder: Recorder::new(client.clone(), reporter.clone()),
+            reporter,
             client,
             caches,
             triggers,
@@ -86,31 +88,26 @@ impl Context {
         action: &str,
         note: String,
     ) {
-        self.event_with(about, None, kind, reason, action, note).await;
+        let event = event(kind, reason, action, note, None);
+        publish(&self.recorder, &event, about).await;
     }
 
-    /// As [`Self::event`], about something that was done to another object. Events that differ in nothing but their note
-    /// are taken for one that repeats itself; those that concern different objects are not.
-    pub(crate) async fn event_with(
+    /// Tells the users of `about` what was done to a child of it.
+    pub(crate) async fn child_event(
         &self,
         about: &ObjectReference,
-        concerned: Option<ObjectReference>,
-        kind: EventType,
+        child: ObjectReference,
         reason: &str,
         action: &str,
         note: String,
     ) {
-        let event = Event {
-            type_: kind,
-            reason: reason.to_owned(),
-            note: Some(cut(note)),
-            action: action.to_owned(),
-            secondary: concerned,
-        };
-        match timeout(CALL_LIMIT, self.recorder.publish(&event, about)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => warn!(reason, error = %Causes(&error), "An event was not written"),
-            Err(_) => warn!(reason, "An event was not written in time"),
+        let event = event(EventType::Normal, reason, action, note, Some(child));
+        // A recorder remembers each event for minutes, to count those that repeat. What is made or deleted is so once, and of
+        // a thousand pools that would be many.
+        if reason == "Updated" {
+            publish(&self.recorder, &event, about).await;
+        } else {
+            publish(&Recorder::new(self.client.clone(), self.reporter.clone()), &event, about).await;
         }
     }
 
@@ -132,6 +129,31 @@ impl Context {
 
     pub(crate) fn remembered<T>(&self, act: impl FnOnce(&mut BTreeMap<String, Remembered>) -> T) -> T {
         act(&mut self.applied.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+fn event(
+    kind: EventType,
+    reason: &str,
+    action: &str,
+    note: String,
+    concerned: Option<ObjectReference>,
+) -> Event {
+    Event {
+        type_: kind,
+        reason: reason.to_owned(),
+        note: Some(cut(note)),
+        action: action.to_owned(),
+        secondary: concerned,
+    }
+}
+
+async fn publish(recorder: &Recorder, event: &Event, about: &ObjectReference) {
+    let reason = &event.reason;
+    match timeout(CALL_LIMIT, recorder.publish(event, about)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => warn!(reason, error = %Causes(&error), "An event was not written"),
+        Err(_) => warn!(reason, "An event was not written in time"),
     }
 }
 
