@@ -34,13 +34,13 @@ use kube::{Api, ResourceExt as _};
 use serde_json::json;
 use tokio::time::Instant;
 
-use crate::api::condition::reason;
+use crate::api::condition::{self, reason};
 use crate::api::worker_pool::PoolType;
-use crate::api::{GROUP, ModelRelay, VERSION, WorkerPool, WorkerPoolStatus};
+use crate::api::{GROUP, VERSION, WorkerPool, WorkerPoolStatus};
 use crate::apply::Owner;
 use crate::context::{CallError, Context};
 use crate::error::ReconcileError;
-use crate::generated::sha256;
+use crate::generated::{sha256, token_of};
 use crate::naming::{ENGINE_REVISION, FIELD_MANAGER, PAUSED, pool as names, relay as relay_names};
 use crate::triggers::relay_of;
 
@@ -48,7 +48,7 @@ use apply::{Stop, Written};
 pub(crate) use memory::Memory;
 use pods::pods_of;
 use rollout::{Plan, Wanted};
-use status::{Facts, Outcome, Progress, SetCounts, Worth};
+use status::{Facts, Outcome, Progress, SetCounts, Trouble, Worth};
 use validate::{Backend, Managed, Valid};
 
 /// Everything is looked at so often, even when nothing seems to happen.
@@ -96,7 +96,6 @@ struct Turn {
     looks_for: String,
     engine_pending: bool,
     rollout: Option<Plan>,
-    join_secret: Option<String>,
     error: Option<ReconcileError>,
     /// When to look again at what is not watched.
     again: Option<Duration>,
@@ -110,7 +109,6 @@ impl Turn {
             looks_for: String::new(),
             engine_pending: false,
             rollout: None,
-            join_secret: None,
             error: None,
             again: None,
         }
@@ -175,16 +173,7 @@ async fn converge(pool: &WorkerPool, ctx: &Context) -> Turn {
         }
         (Ok(Valid::External(external)), Ok(Some(relay_url))) => {
             match apply::external(ctx, &external, &relay_url).await {
-                Ok(token) => {
-                    turn.join_secret = Some(names::join(&external.owner.name));
-                    let in_force =
-                        found.relay.as_ref().is_some_and(|(relay, _)| is_in_force(ctx, relay, &token));
-                    turn.outcome.progress = Progress::Written { in_force };
-                    if !in_force {
-                        // A relay that takes new settings wakes its pools.
-                        turn.look_again(SLOW_POLL);
-                    }
-                }
+                Ok(()) => turn.outcome.progress = Progress::Written,
                 Err(stop) => turn.stop(stop),
             }
         }
@@ -202,7 +191,7 @@ async fn converge_managed(ctx: &Context, managed: &Managed, turn: &mut Turn) {
         Ok(written) => written,
         Err(stop) => return turn.stop(stop),
     };
-    turn.outcome.progress = Progress::Written { in_force: true };
+    turn.outcome.progress = Progress::Written;
     if let Err(error) = look_after_pods(ctx, managed, &written, turn).await {
         turn.fail(error);
     }
@@ -256,24 +245,32 @@ async fn look_after_pods(
     Ok(())
 }
 
-/// Whether the relay's pods run with settings that hold the hash of this token.
-fn is_in_force(ctx: &Context, relay: &ModelRelay, token: &str) -> bool {
-    let (namespace, name) = (relay.namespace().unwrap_or_default(), relay.name_any());
-    let Some(settings) = ctx.caches.secrets.get(&namespace, &relay_names::settings(&name)) else {
-        return false;
-    };
+/// The join Secret of an External pool, if there is one with a token, and whether the relay's pods run with its hash.
+fn join_secret(ctx: &Context, owner: &Owner, relay: (&str, &str)) -> Option<(String, bool)> {
+    let name = names::join(&owner.name);
+    let secret = ctx.caches.secrets.get(&owner.namespace, &name)?;
+    let token = token_of(&secret).filter(|_| owner.controls(&secret.metadata))?;
+    Some((name, is_in_force(ctx, relay, &token).unwrap_or(false)))
+}
+
+fn is_in_force(ctx: &Context, (namespace, name): (&str, &str), token: &str) -> Option<bool> {
+    let relay = ctx.caches.model_relays.get(namespace, name)?;
+    let settings = ctx.caches.secrets.get(namespace, &relay_names::settings(name))?;
+    let status = relay.status.as_ref()?;
+    let programmed = condition::find(&status.conditions, condition::kind::PROGRAMMED)?;
     let hash = sha256(token).to_hex();
-    let holds = |file: &[u8]| file.windows(hash.len()).any(|part| part == hash.as_bytes());
-    let status = relay.status.as_ref();
-    settings.data.iter().flatten().any(|(_, file)| {
-        let revision = apply::revision_of(&file.0);
-        let acknowledged = status.is_some_and(|status| {
-            status.config_revision.as_ref() == Some(&revision)
-                && crate::api::condition::find(&status.conditions, crate::api::condition::kind::PROGRAMMED)
-                    .is_some_and(|programmed| programmed.status == "True")
-        });
-        holds(&file.0) && acknowledged
-    })
+    let mut files = settings.data.iter().flatten().map(|(_, file)| &file.0);
+    Some(files.any(|file| {
+        let holds = file.windows(hash.len()).any(|part| part == hash.as_bytes());
+        let revision = apply::revision_of(file);
+        holds && programmed.status == "True" && status.config_revision.as_ref() == Some(&revision)
+    }))
+}
+
+/// The pods of the pool's DaemonSets that do not run.
+fn troubled(ctx: &Context, sets: &[Arc<DaemonSet>]) -> Vec<Trouble> {
+    let pods = sets.iter().flat_map(|set| pods_of(&ctx.caches.pods, set).unwrap_or_default());
+    pods.filter_map(|pod| pods::trouble(&pod)).collect()
 }
 
 /// Writes the status if it says something new, and tells the user what was refused.
@@ -292,18 +289,27 @@ async fn report(
     let set = own_set(names::worker(&owner.name));
     let pods = set.as_deref().and_then(SetCounts::of);
     let mut refused = None;
-    for set in [set.clone(), own_set(names::engine(&owner.name))].into_iter().flatten() {
-        let lacks = SetCounts::of(&set).is_some_and(|pods| pods.current < pods.desired);
+    let sets: Vec<_> = [set.clone(), own_set(names::engine(&owner.name))].into_iter().flatten().collect();
+    for set in &sets {
+        let lacks = SetCounts::of(set).is_some_and(|pods| pods.current < pods.desired);
         let since = ctx.pools.lacking(&owner, &set.name_any(), lacks, now);
         let Some(since) = since else { continue };
         turn.look_again(SLOW_POLL);
         // Right after a change some pods are always missing.
         match LACKING_FOR.checked_sub(now.duration_since(since)).filter(|left| !left.is_zero()) {
             Some(left) => turn.look_again(left),
-            None => refused = refused.or(why_pods_are_refused(ctx, &set).await),
+            None => refused = refused.or(why_pods_are_refused(ctx, set).await),
         }
     }
     let (relay_namespace, relay) = relay_of(pool);
+    let join = match pool.spec.kind {
+        PoolType::External => join_secret(ctx, &owner, (&relay_namespace, &relay)),
+        PoolType::Managed => None,
+    };
+    if join.as_ref().is_some_and(|(_, in_force)| !in_force) {
+        // A relay that takes new settings wakes its pools, but may be known before its settings are.
+        turn.look_again(SLOW_POLL);
+    }
     let view = ctx.fleet.view(&relay_namespace, &relay).filter(|view| view.is_known());
     let workers = view.map(|view| view.workers_of(&owner.namespace, &owner.name));
     let facts = Facts {
@@ -316,7 +322,9 @@ async fn report(
         rollout: turn.rollout.as_ref(),
         refused: refused.as_deref(),
         workers: workers.as_deref(),
-        join_secret: turn.join_secret.clone(),
+        troubled: troubled(ctx, &sets),
+        in_force: join.as_ref().is_some_and(|(_, in_force)| *in_force),
+        join_secret: join.map(|(name, _)| name),
     };
     let new = status::status(&facts, &previous, &Time(Timestamp::now()));
     match status::worth(&previous, &new) {

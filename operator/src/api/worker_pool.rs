@@ -260,7 +260,7 @@ pub struct WorkerPoolStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub models: Option<Vec<ServedModel>>,
-    /// Workers that take no requests, and why; the first 10.
+    /// Workers that take no requests and pods that do not run, and why; the first 10.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 10))]
     pub unhealthy: Vec<UnhealthyWorker>,

@@ -148,18 +148,18 @@ pub(super) fn revision_of(file: &[u8]) -> String {
     Sha256::digest(file).iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Writes the join Secret of an External pool, and returns the token that boxes present.
+/// Writes the join Secret of an External pool.
 ///
 /// # Errors
 /// Why it is not as it should be.
-pub(super) async fn external(ctx: &Context, external: &External, relay_url: &str) -> Result<String, Stop> {
+pub(super) async fn external(ctx: &Context, external: &External, relay_url: &str) -> Result<(), Stop> {
     let owner = &external.owner;
     let name = pool::join(&owner.name);
     let (live, token) = generated(ctx, owner, name.clone()).await?;
     let uid = live.metadata.uid.unwrap_or_default();
     ctx.apply(owner, join(external, relay_url, &token, uid)).await?;
     ctx.prune::<Secret>(owner, &[&name]).await?;
-    Ok(token)
+    Ok(())
 }
 
 /// Makes a Secret with a token unless it exists, and reads it back.

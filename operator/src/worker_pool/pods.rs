@@ -6,6 +6,7 @@ use std::sync::Arc;
 use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::Pod;
 
+use super::status::Trouble;
 use crate::cache::{Cache, NotReady};
 
 /// Returns the pods that this very DaemonSet made: labels can be anybody's.
@@ -31,6 +32,30 @@ pub(super) fn is_ready(pod: &Pod) -> bool {
 
 pub(super) fn address(pod: &Pod) -> Option<IpAddr> {
     pod.status.as_ref()?.pod_ip.as_deref()?.parse().ok()
+}
+
+/// Why a pod does not run, in the words of Kubernetes; nothing while it only starts.
+pub(super) fn trouble(pod: &Pod) -> Option<Trouble> {
+    if is_ready(pod) || pod.metadata.deletion_timestamp.is_some() {
+        return None;
+    }
+    let status = pod.status.as_ref()?;
+    let containers =
+        status.init_container_statuses.iter().flatten().chain(status.container_statuses.iter().flatten());
+    let waiting =
+        containers.filter_map(|container| container.state.as_ref()?.waiting.as_ref()).find_map(|waiting| {
+            let reason = waiting.reason.clone()?;
+            let starts = ["ContainerCreating", "PodInitializing"].contains(&reason.as_str());
+            (!starts).then(|| (reason, waiting.message.clone()))
+        });
+    let unscheduled = || {
+        let conditions = status.conditions.iter().flatten();
+        let mut found = conditions.filter(|one| one.type_ == "PodScheduled" && one.status == "False");
+        found.next().and_then(|one| Some((one.reason.clone()?, one.message.clone())))
+    };
+    let (reason, message) = waiting.or_else(unscheduled)?;
+    let pod = pod.metadata.name.clone().unwrap_or_default();
+    Some(Trouble { pod, reason, message: message.unwrap_or_default() })
 }
 
 /// The node that a DaemonSet's pod runs on, or waits for.
@@ -69,5 +94,31 @@ mod tests {
         assert_eq!((is_ready(&running), address(&running)), (true, Some(IpAddr::from([10, 0, 0, 7]))));
         let starting = pod("status: { conditions: [{ type: Ready, status: 'False' }] }");
         assert_eq!((is_ready(&starting), address(&starting)), (false, None));
+    }
+
+    #[test]
+    fn a_pod_that_does_not_run_says_why_and_one_that_starts_does_not() {
+        let waiting = |reason: &str| {
+            format!(
+                "status: {{ containerStatuses: [{{ name: c, image: i, imageID: i, ready: false, restartCount: 0, \
+                 state: {{ waiting: {{ reason: {reason}, message: why }} }} }}] }}"
+            )
+        };
+        let scheduled = |reason: &str| {
+            format!(
+                "status: {{ conditions: [{{ type: PodScheduled, status: 'False', reason: {reason}, message: why }}] }}"
+            )
+        };
+        let table = [
+            (waiting("ImagePullBackOff"), Some("ImagePullBackOff")),
+            (waiting("ContainerCreating"), None),
+            (scheduled("Unschedulable"), Some("Unschedulable")),
+            (String::from("status: { conditions: [{ type: Ready, status: 'True' }] }"), None),
+            (String::from("metadata: {}"), None),
+        ];
+        for (text, expected) in table {
+            let found = trouble(&pod(&text)).map(|trouble| (trouble.reason, trouble.message));
+            assert_eq!(found, expected.map(|reason| (reason.to_owned(), String::from("why"))), "{text}");
+        }
     }
 }

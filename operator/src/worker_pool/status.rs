@@ -32,8 +32,8 @@ pub(super) enum Progress {
     Paused,
     /// A refusal keeps the rest from being written.
     Blocked,
-    /// Everything is written. For External pools: whether the relays have the credential's hash.
-    Written { in_force: bool },
+    /// Everything is written.
+    Written,
     /// The API server failed.
     Failed(String),
 }
@@ -78,7 +78,21 @@ pub(super) struct Facts<'a> {
     pub(super) refused: Option<&'a str>,
     /// The pool's workers, as the relays see them. None when no relay can be asked.
     pub(super) workers: Option<&'a [Worker]>,
+    /// Pods of the pool that do not run, whether or not their workers are known to relays.
+    pub(super) troubled: Vec<Trouble>,
+    /// Of an External pool, once it is there.
     pub(super) join_secret: Option<String>,
+    /// Whether the relays run with the hash of an External pool's token.
+    pub(super) in_force: bool,
+}
+
+/// A pod that does not run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Trouble {
+    pub(super) pod: String,
+    /// One word.
+    pub(super) reason: String,
+    pub(super) message: String,
 }
 
 /// Returns the status.
@@ -100,10 +114,7 @@ pub(super) fn status(facts: &Facts<'_>, previous: &WorkerPoolStatus, now: &Time)
         draining: counts.map(|counts| number(counts.draining)),
         join_secret_name: facts.join_secret.clone(),
         models: facts.workers.map(models),
-        unhealthy: facts
-            .workers
-            .map(|workers| unhealthy(workers, &previous.unhealthy, now))
-            .unwrap_or_default(),
+        unhealthy: unhealthy(facts, &previous.unhealthy, now),
         conditions: conditions(&verdicts, &previous.conditions, facts.generation, now),
     }
 }
@@ -158,7 +169,7 @@ fn progressing(facts: &Facts<'_>) -> Verdict {
             let reason = refusal.map_or(reason::PENDING, |refusal| refusal.reason);
             verdict(false, reason, String::from("nothing more is written until that is resolved"))
         }
-        Progress::Written { .. } => match facts.kind {
+        Progress::Written => match facts.kind {
             PoolType::External => verdict(
                 false,
                 reason::NOT_APPLICABLE,
@@ -234,7 +245,7 @@ fn managed_available(facts: &Facts<'_>) -> Verdict {
         (false, _, _) => verdict(
             Truth::False,
             reason::NO_READY_WORKER,
-            "no worker has a session with a relay; look at the worker pods",
+            "no worker has a session with a relay; status.unhealthy or the worker pods say why",
         ),
     }
 }
@@ -265,7 +276,6 @@ fn external_available(facts: &Facts<'_>) -> Verdict {
 /// The first of what is needed that does not hold decides.
 fn ready(facts: &Facts<'_>, [accepted, resolved, available]: &[&Verdict; 3]) -> Verdict {
     let mut needed = vec![*accepted, *resolved];
-    let in_force = matches!(facts.outcome.progress, Progress::Written { in_force: true });
     let pending = Verdict::new(
         kind::READY,
         false,
@@ -274,7 +284,7 @@ fn ready(facts: &Facts<'_>, [accepted, resolved, available]: &[&Verdict; 3]) -> 
     );
     match facts.kind {
         PoolType::Managed => needed.push(available),
-        PoolType::External if !in_force => needed.push(&pending),
+        PoolType::External if !facts.in_force => needed.push(&pending),
         PoolType::External => {}
     }
     match needed.into_iter().find(|verdict| !verdict.holds()) {
@@ -290,22 +300,22 @@ fn models(workers: &[Worker]) -> Vec<ServedModel> {
         .collect()
 }
 
-fn unhealthy(workers: &[Worker], previous: &[UnhealthyWorker], now: &Time) -> Vec<UnhealthyWorker> {
-    let mut unhealthy: Vec<&Worker> =
-        workers.iter().filter(|worker| worker.state == WorkerState::NotReady).collect();
-    unhealthy.sort_by(|one, other| one.name.cmp(&other.name));
-    let row = |worker: &Worker| {
+fn unhealthy(facts: &Facts<'_>, previous: &[UnhealthyWorker], now: &Time) -> Vec<UnhealthyWorker> {
+    let not_ready =
+        facts.workers.into_iter().flatten().filter(|worker| worker.state == WorkerState::NotReady);
+    let said = not_ready.map(|worker| {
         let message = worker.reason.clone().unwrap_or_default();
-        let reason = word(&message);
-        let before = previous.iter().find(|one| one.worker == worker.name && one.reason == reason);
-        UnhealthyWorker {
-            worker: worker.name.clone(),
-            reason: reason.to_owned(),
-            message,
-            since: before.map_or_else(|| now.clone(), |one| one.since.clone()),
-        }
+        Trouble { pod: worker.name.clone(), reason: word(&message).to_owned(), message }
+    });
+    let mut rows: Vec<Trouble> = said.chain(facts.troubled.iter().cloned()).collect();
+    rows.sort_by(|one, other| one.pod.cmp(&other.pod));
+    rows.dedup_by(|next, one| next.pod == one.pod);
+    let row = |Trouble { pod: worker, reason, message }| {
+        let before = previous.iter().find(|one| one.worker == worker && one.reason == reason);
+        let since = before.map_or_else(|| now.clone(), |one| one.since.clone());
+        UnhealthyWorker { worker, reason, message, since }
     };
-    unhealthy.into_iter().take(UNHEALTHY).map(row).collect()
+    rows.into_iter().take(UNHEALTHY).map(row).collect()
 }
 
 /// One word for what a worker says of its backend.
@@ -376,7 +386,7 @@ mod tests {
     }
 
     fn written() -> Outcome {
-        Outcome { rejected: None, unresolved: None, progress: Progress::Written { in_force: true } }
+        Outcome { rejected: None, unresolved: None, progress: Progress::Written }
     }
 
     fn worker(name: &str, state: WorkerState, reason: Option<&str>) -> Worker {
@@ -410,7 +420,9 @@ mod tests {
             rollout: None,
             refused: None,
             workers: None,
+            troubled: Vec::new(),
             join_secret: None,
+            in_force: true,
         }
     }
 
@@ -539,8 +551,8 @@ mod tests {
         let joined = [worker("box", WorkerState::Ready, None)];
         let sick = [worker("box", WorkerState::NotReady, Some("paused"))];
         let outcome = written();
-        let waiting = Outcome { progress: Progress::Written { in_force: false }, ..written() };
-        let (base, waiting) = (facts(PoolType::External, &outcome), facts(PoolType::External, &waiting));
+        let base = facts(PoolType::External, &outcome);
+        let waiting = Facts { in_force: false, ..base.clone() };
         let start = "True/Accepted True/Resolved False/NotApplicable";
         let table = [
             (Facts { workers: Some(&joined), ..base.clone() }, "True/Available True/Ready"),
@@ -591,6 +603,30 @@ mod tests {
         assert_eq!(rows(&later), [row("a", "Paused", 1), row("b", "BackendNotReady", 2)]);
         let unknown = status(&Facts { workers: None, ..known }, &first, &at(2));
         assert_eq!((unknown.connected, unknown.models), (None, None));
+    }
+
+    #[test]
+    fn pods_that_do_not_run_are_named_with_the_workers_that_do_not_serve() {
+        let outcome = written();
+        let workers =
+            [worker("b", WorkerState::NotReady, Some("paused")), worker("c", WorkerState::Ready, None)];
+        let trouble = |pod: &str| Trouble {
+            pod: pod.to_owned(),
+            reason: String::from("ImagePullBackOff"),
+            message: String::from("no such image"),
+        };
+        let facts = Facts {
+            workers: Some(&workers),
+            troubled: vec![trouble("a"), trouble("b")],
+            ..facts(PoolType::Managed, &outcome)
+        };
+        let rows = |status: WorkerPoolStatus| -> Vec<String> {
+            status.unhealthy.iter().map(|row| format!("{} {}", row.worker, row.reason)).collect()
+        };
+        let none = WorkerPoolStatus::default();
+        assert_eq!(rows(status(&facts, &none, &at(1))), ["a ImagePullBackOff", "b Paused"]);
+        let unasked = Facts { workers: None, ..facts };
+        assert_eq!(rows(status(&unasked, &none, &at(1))), ["a ImagePullBackOff", "b ImagePullBackOff"]);
     }
 
     #[test]

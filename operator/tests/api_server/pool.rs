@@ -440,6 +440,14 @@ async fn an_external_pool_is_ready_when_the_relays_run_with_its_hash() {
     assert_eq!(rig.condition("Available").await.0, "Unknown/RelayUnreachable");
     rig.relays_say(&[("box", "ready")]);
     rig.until("Available", "True/Available").await;
+
+    // A pause stops writes; what is there stays true.
+    let paused = json!({ "metadata": { "annotations": { "modelrelay.io/paused": "true" } } });
+    patch::<WorkerPool>(&rig, "gpu", &paused).await;
+    rig.until("Progressing", "False/Paused").await;
+    assert_eq!(rig.condition("Ready").await.0, "True/Ready");
+    let pool = rig.place.api::<WorkerPool>().get("gpu").await.unwrap();
+    assert_eq!(pool.status.unwrap().join_secret_name.as_deref(), Some("gpu-join"));
 }
 
 #[tokio::test]
