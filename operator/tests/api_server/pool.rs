@@ -434,8 +434,8 @@ async fn an_external_pool_is_ready_when_the_relays_run_with_its_hash() {
         rig.turn().await.unwrap();
         assert_eq!(rig.condition("Ready").await.0, "False/Pending", "{revision} {programmed}");
     }
-    let patch = Patch::Merge(status(&revision, "True"));
-    relays.patch_status(&relay.name_any(), &PatchParams::default(), &patch).await.unwrap();
+    let acknowledged = Patch::Merge(status(&revision, "True"));
+    relays.patch_status(&relay.name_any(), &PatchParams::default(), &acknowledged).await.unwrap();
     rig.until("Ready", "True/Ready").await;
     assert_eq!(rig.condition("Available").await.0, "Unknown/RelayUnreachable");
     rig.relays_say(&[("box", "ready")]);
