@@ -26,7 +26,7 @@ pub enum Command {
     Crd,
     /// Ask an address until it answers with success.
     Check {
-        /// The address, such as http://modelrelay.modelrelay-system.svc:8081/readyz.
+        /// The address, such as `http://modelrelay-operator.modelrelay-system.svc:8081/readyz`.
         url: http::Uri,
         /// Seconds until it has to have answered.
         #[arg(long, default_value_t = 60)]
