@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::api::condition::shortened;
 use crate::relay_client::{AskError, WorkerReport};
 
 /// The newest answers of every relay's pods.
@@ -102,18 +103,18 @@ impl RelayView {
                 let key = (&report.namespace, &report.pool, &report.name, &report.instance, session);
                 let state = WorkerState::of(report);
                 let worker = workers.entry(key).or_insert_with(|| Worker {
-                    name: report.name.clone(),
+                    name: shortened(report.name.clone(), NAME_BYTES),
                     namespace: report.namespace.clone(),
                     pool: report.pool.clone(),
                     state,
-                    reason: report.reason.clone(),
+                    reason: reason(report),
                     models: BTreeSet::new(),
                 });
                 if state > worker.state {
                     worker.state = state;
-                    worker.reason.clone_from(&report.reason);
+                    worker.reason = reason(report);
                 }
-                worker.models.extend(report.models.iter().cloned());
+                worker.models.extend(report.models.iter().map(|model| shortened(model.clone(), NAME_BYTES)));
             }
         }
         workers.into_values().collect()
@@ -125,6 +126,15 @@ impl RelayView {
         workers.retain(|worker| worker.pool == pool && worker.namespace.as_deref() == Some(namespace));
         workers
     }
+}
+
+/// What workers say of themselves ends up in a status, of which the API server refuses all when one text is too long: a
+/// single worker could then blind everybody to the others.
+const NAME_BYTES: usize = 512;
+const REASON_BYTES: usize = 1024;
+
+fn reason(report: &WorkerReport) -> Option<String> {
+    report.reason.clone().map(|reason| shortened(reason, REASON_BYTES))
 }
 
 /// How many workers there are, by state.
@@ -182,6 +192,26 @@ mod tests {
         let two = report("w2", Some("i2"), "a100", "not_ready", &[]);
         let view = view(&[("r1", &[one.clone(), two.clone()]), ("r2", &[two, one])]);
         assert_eq!(count(&view.workers()), Counts { connected: 2, ready: 1, draining: 0 });
+    }
+
+    #[test]
+    fn what_a_worker_says_of_itself_fits_into_a_status() {
+        let long = "ä".repeat(5000);
+        let mut talkative = report(&long, None, "a100", "not_ready", &[&long]);
+        talkative.reason = Some(long.clone());
+        let workers = view(&[("r1", &[talkative])]).workers();
+        let crds = crate::api::schema::crds().map(|crd| serde_json::to_value(crd).unwrap());
+        let most = |kind: usize, path: &str| {
+            let status = "/spec/versions/0/schema/openAPIV3Schema/properties/status/properties";
+            crds[kind].pointer(&format!("{status}/{path}/maxLength")).unwrap().as_u64().unwrap()
+        };
+        let fits = |text: &str, most: u64| text.len() as u64 <= most && text.ends_with('…');
+        let row = "unhealthy/items/properties";
+        assert!(fits(&workers[0].name, most(1, &format!("{row}/worker"))));
+        assert!(fits(workers[0].reason.as_ref().unwrap(), most(1, &format!("{row}/message"))));
+        for kind in [0, 1] {
+            assert!(fits(workers[0].models.first().unwrap(), most(kind, "models/items/properties/name")));
+        }
     }
 
     #[test]

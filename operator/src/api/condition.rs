@@ -144,7 +144,7 @@ impl Verdict {
         reason: &'static str,
         message: impl Into<String>,
     ) -> Self {
-        Self { kind, status: status.into(), reason, message: shortened(message.into()) }
+        Self { kind, status: status.into(), reason, message: shortened(message.into(), MESSAGE_BYTES) }
     }
 
     /// Whether it holds.
@@ -153,15 +153,17 @@ impl Verdict {
     }
 }
 
-/// The API server takes messages of up to 32,768 bytes; nobody reads as much.
-fn shortened(mut message: String) -> String {
-    const LIMIT: usize = 1024;
-    if message.len() > LIMIT {
-        let end = (0..=LIMIT - '…'.len_utf8()).rev().find(|&at| message.is_char_boundary(at)).unwrap_or(0);
-        message.truncate(end);
-        message.push('…');
+/// The API server takes messages of up to 32,768 characters; nobody reads as much.
+const MESSAGE_BYTES: usize = 1024;
+
+/// Cuts a text that is longer than so many bytes, and marks the cut.
+pub fn shortened(mut text: String, limit: usize) -> String {
+    if text.len() > limit {
+        let end = (0..=limit - '…'.len_utf8()).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0);
+        text.truncate(end);
+        text.push('…');
     }
-    message
+    text
 }
 
 /// Returns the new list: a condition keeps its `lastTransitionTime` unless its status changed.
