@@ -5,3 +5,4 @@ mod keys;
 mod pods;
 pub(crate) mod process;
 mod rig;
+mod running;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use dev_cluster::proxy::{Fault, Rule};
 use futures_util::TryStreamExt as _;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
@@ -284,18 +285,7 @@ async fn an_autoscaler_takes_over_without_a_replica_less() {
     }
     let autoscaler = rig.get::<HorizontalPodAutoscaler>("main-relay").await.unwrap().spec.unwrap();
     assert_eq!((autoscaler.min_replicas, autoscaler.max_replicas), (Some(2), 6));
-    // What comes after this mark comes after all of it.
-    rig.patch::<Deployment>("main-relay", &json!({ "metadata": { "annotations": { "mark": "1" } } })).await;
-    let mut events = Box::pin(deployments.watch(&WatchParams::default(), &version).await.unwrap());
-    let mut wanted = Vec::new();
-    while let Some(event) = events.try_next().await.unwrap() {
-        let WatchEvent::Modified(deployment) = event else { panic!("{event:?}") };
-        let last = deployment.annotations().contains_key("mark");
-        wanted.push(deployment.spec.unwrap().replicas.unwrap());
-        if last {
-            break;
-        }
-    }
+    let wanted = replicas_since(&rig, &version).await;
     assert!(wanted.len() >= 2 && wanted.iter().all(|&replicas| replicas == 5), "{wanted:?}");
     // The autoscaler's own writes stay.
     let scale = json!({ "spec": { "replicas": 3 } });
@@ -303,12 +293,55 @@ async fn an_autoscaler_takes_over_without_a_replica_less() {
     rig.settle().await;
     assert_eq!(rig.get::<Deployment>("main-relay").await.unwrap().spec.unwrap().replicas, Some(3));
 
-    let mut live = rig.get::<ModelRelay>("main").await.unwrap();
-    live.spec = serde_json::from_value(json!({ "replicas": 4 })).unwrap();
-    rig.place.api::<ModelRelay>().replace("main", &PostParams::default(), &live).await.unwrap();
+    rig.replace(json!({ "replicas": 4 })).await;
     rig.turn().await.unwrap();
     assert_eq!(rig.get::<Deployment>("main-relay").await.unwrap().spec.unwrap().replicas, Some(4));
     assert!(rig.get::<HorizontalPodAutoscaler>("main-relay").await.is_none());
+}
+
+/// Every number of replicas that the Deployment was to have since a version.
+async fn replicas_since(rig: &Rig, version: &str) -> Vec<i32> {
+    // What comes after this mark comes after all of it.
+    let mark = format!("after-{version}");
+    rig.patch::<Deployment>("main-relay", &json!({ "metadata": { "annotations": { "mark": mark } } })).await;
+    let deployments = rig.place.api::<Deployment>();
+    let mut events = Box::pin(deployments.watch(&WatchParams::default(), version).await.unwrap());
+    let mut wanted = Vec::new();
+    while let Some(event) = events.try_next().await.unwrap() {
+        let WatchEvent::Modified(deployment) = event else { panic!("{event:?}") };
+        let last = deployment.annotations().get("mark") == Some(&mark);
+        wanted.push(deployment.spec.unwrap().replicas.unwrap());
+        if last {
+            break;
+        }
+    }
+    wanted
+}
+
+#[tokio::test]
+async fn an_operator_that_is_cut_off_while_it_hands_over_takes_no_replica_away() {
+    let Some(rig) = Rig::new().await else { return };
+    rig.relay(json!({ "replicas": 5 })).await;
+    rig.turn().await.unwrap();
+    let faults = [Fault::BreakBefore, Fault::BreakAfter];
+    for (fault, nth) in faults.into_iter().flat_map(|fault| (1..=4).map(move |nth| (fault, nth))) {
+        rig.settle().await;
+        let listed = rig.place.api::<Deployment>().list(&ListParams::default()).await.unwrap();
+        let version = listed.metadata.resource_version.unwrap();
+        rig.replace(json!({ "scaling": { "minReplicas": 2, "maxReplicas": 6 } })).await;
+        let hits =
+            rig.proxy.add(Rule::new(fault, |call| call.writes() && call.resource != "events").nth(nth));
+        let _ = rig.turn().await;
+        assert_eq!(hits.count(), 1, "{fault:?} {nth}");
+        rig.proxy.clear();
+        eventually("a look without an error", async || rig.turn().await.ok()).await;
+        rig.settle().await;
+        let wanted = replicas_since(&rig, &version).await;
+        assert!(wanted.iter().all(|&replicas| replicas == 5), "{fault:?} {nth}: {wanted:?}");
+        assert!(rig.get::<HorizontalPodAutoscaler>("main-relay").await.is_some());
+        rig.replace(json!({ "replicas": 5 })).await;
+        rig.turn().await.unwrap();
+    }
 }
 
 #[tokio::test]
@@ -330,9 +363,7 @@ async fn settings_that_are_too_large_leave_the_last_good_ones() {
     let target = |n: usize| json!({ "model": format!("{n:02}{}", "m".repeat(250)) });
     let targets: Vec<_> = (0..14).map(target).collect();
     let models: Vec<_> = (0..256).map(|n| json!({ "name": format!("m{n}"), "targets": targets })).collect();
-    let mut live = rig.get::<ModelRelay>("main").await.unwrap();
-    live.spec = serde_json::from_value(json!({ "models": models })).unwrap();
-    rig.place.api::<ModelRelay>().replace("main", &PostParams::default(), &live).await.unwrap();
+    rig.replace(json!({ "models": models })).await;
     rig.turn().await.unwrap();
     assert_eq!(rig.condition("Accepted").await.0, "False/SettingsTooLarge");
     assert_eq!(rig.settings().await, good);

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::rig::Rig;
 
 impl Rig {
-    async fn key(&self, name: &str, data: Value) -> Secret {
+    pub(super) async fn key(&self, name: &str, data: Value) -> Secret {
         let object = json!({
             "apiVersion": "v1", "kind": "Secret",
             "metadata": { "name": name, "labels": { "modelrelay.io/client-key": "main" } },

@@ -20,7 +20,7 @@ use crate::support::eventually;
 
 impl Rig {
     /// The relay's pods, once there are so many.
-    async fn pods(&self, number: usize) -> Vec<String> {
+    pub(super) async fn pods(&self, number: usize) -> Vec<String> {
         eventually("the pods", async || {
             let labels = ListParams::default().labels("app.kubernetes.io/instance=main,pod-template-hash");
             let pods = self.place.api::<Pod>().list(&labels).await.unwrap();
@@ -30,7 +30,7 @@ impl Rig {
     }
 
     /// What a kubelet would say of a pod.
-    async fn runs(&self, pod: &str, address: IpAddr, ready: bool) {
+    pub(super) async fn runs(&self, pod: &str, address: IpAddr, ready: bool) {
         let ready = if ready { "True" } else { "False" };
         let status = json!({ "status": {
             "phase": "Running",
@@ -42,11 +42,11 @@ impl Rig {
         pods.patch_status(pod, &PatchParams::default(), &Patch::Merge(&status)).await.unwrap();
     }
 
-    async fn nudged(&self, pod: &str) -> Option<String> {
+    pub(super) async fn nudged(&self, pod: &str) -> Option<String> {
         self.place.api::<Pod>().get(pod).await.unwrap().annotations().get(NUDGE).cloned()
     }
 
-    async fn status(&self) -> ModelRelayStatus {
+    pub(super) async fn status(&self) -> ModelRelayStatus {
         self.get::<ModelRelay>("main").await.unwrap().status.unwrap()
     }
 }

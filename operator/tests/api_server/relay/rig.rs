@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::{Event, Pod, Secret, Service, ServiceAccount};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::ResourceExt as _;
-use kube::api::{ListParams, Patch, PatchParams};
+use kube::api::{ListParams, Patch, PatchParams, PostParams};
 use kube::runtime::controller::Action;
 use modelrelay_operator::api::{ModelRelay, WorkerPool};
 use modelrelay_operator::cache::{Cache, Caches, Scope, Watched, caches};
@@ -29,7 +29,7 @@ use crate::support::{Place, client, eventually, options, plane};
 pub(super) struct Rig {
     pub(super) place: Arc<Place>,
     pub(super) context: Arc<Context>,
-    proxy: Proxy<'static>,
+    pub(super) proxy: Proxy<'static>,
     _stop: DropGuard,
 }
 
@@ -61,6 +61,13 @@ impl Rig {
 
     pub(super) async fn relay(&self, spec: Value) -> ModelRelay {
         self.place.apply(&relay(spec)).await
+    }
+
+    /// Replaces the whole spec: an apply would leave what it does not name.
+    pub(super) async fn replace(&self, spec: Value) {
+        let mut live = self.get::<ModelRelay>("main").await.unwrap();
+        live.spec = serde_json::from_value(spec).unwrap();
+        self.place.api::<ModelRelay>().replace("main", &PostParams::default(), &live).await.unwrap();
     }
 
     /// One look at the relay, with all that the API server knows.
