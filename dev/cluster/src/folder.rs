@@ -43,8 +43,11 @@ impl Folder {
     }
 
     fn guarded(path: PathBuf) -> Result<Self> {
-        let lock = File::create(path.join("lock")).context("create a lock file")?;
+        // Under its name it is locked from the first moment, or a sweep would take the folder for one without an owner.
+        let (new, named) = (path.join("lock.new"), path.join("lock"));
+        let lock = File::create(&new).context("create a lock file")?;
         lock.try_lock().context("lock the cluster's folder")?;
+        fs::rename(new, named).context("name the lock file")?;
         let guard = guard(&path, Stdio::piped())?;
         for name in ["log", "pki"] {
             fs::create_dir(path.join(name)).with_context(|| format!("create the folder {name}"))?;

@@ -185,6 +185,38 @@ fn nothing_is_left_when_the_owner_is_killed() {
     wait_gone(&folder);
 }
 
+#[test]
+fn a_sweep_removes_what_an_owner_left_whose_guard_was_killed_too() {
+    let Some(_) = Tools::from_environment() else { return };
+    let mut owner = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "owner_that_is_killed", "--ignored", "--nocapture"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let folder = announced_folder(owner.stdout.take().unwrap());
+    // Nothing of a living owner is swept.
+    assert!(!dev_cluster::sweep().unwrap().contains(&folder));
+    let guard = guard_of(&folder);
+    assert!(Command::new("kill").args(["-KILL", &guard]).status().unwrap().success());
+    owner.kill().unwrap();
+    owner.wait().unwrap();
+    assert!(alive(&folder));
+    assert!(dev_cluster::sweep().unwrap().contains(&folder));
+    wait_gone(&folder);
+}
+
+/// Finds the process that has both the guard's script and the folder among its arguments.
+fn guard_of(folder: &Path) -> String {
+    let processes = fs::read_dir("/proc").unwrap().flatten();
+    let guard = processes.map(|process| process.path()).find(|process| {
+        let line = fs::read(process.join("cmdline")).unwrap_or_default();
+        let mut arguments = line.split(|&byte| byte == 0);
+        arguments.any(|argument| argument == b"guard")
+            && arguments.any(|argument| argument == folder.as_os_str().as_encoded_bytes())
+    });
+    guard.unwrap().file_name().unwrap().to_str().unwrap().to_owned()
+}
+
 fn announced_folder(output: impl std::io::Read) -> PathBuf {
     use std::io::BufRead;
     let lines = std::io::BufReader::new(output).lines().map_while(Result::ok);
