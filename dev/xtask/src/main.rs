@@ -12,9 +12,11 @@ mod chat;
 mod clock;
 mod cluster;
 mod demo;
+mod images;
 mod parts;
 mod process;
 mod progress;
+mod sbom;
 mod stack;
 mod suites;
 mod workspace;
@@ -39,6 +41,13 @@ enum Command {
         /// What to do.
         #[command(subcommand)]
         command: cluster::Command,
+    },
+    /// Build the images of the programs.
+    Images(images::ImagesOptions),
+    /// Print what a program is made of, in CycloneDX's form.
+    Sbom {
+        /// The program's package.
+        package: String,
     },
     /// Formatting, lints, dependency rules and documentation, with warnings denied.
     Check,
@@ -70,6 +79,11 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Test(options) => suites::test(&options),
         Command::Bench(options) => bench::run(&options).map(|()| ExitCode::SUCCESS),
         Command::Cluster { command } => cluster::run(&command).map(|()| ExitCode::SUCCESS),
+        Command::Images(options) => images::run(&options).map(|()| ExitCode::SUCCESS),
+        Command::Sbom { package } => {
+            print!("{}", sbom::of(&package)?);
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Check => suites::check(),
         Command::Fetch { part } => {
             println!("{}", part.path()?.display());

@@ -44,6 +44,8 @@ pub(crate) enum Part {
     Busybox,
     /// The version that Argo CD speaks: the one on PATH, else Debian's.
     Lua,
+    /// The one on PATH, else Debian's.
+    Buildah,
 }
 
 impl Part {
@@ -67,6 +69,7 @@ impl Part {
             Self::NodePath => node_path(),
             Self::Busybox => debian::unpack(&debian::BUSYBOX),
             Self::Lua => program("lua5.1", &debian::LUA),
+            Self::Buildah => program("buildah", &debian::BUILDAH),
         }
     }
 }

@@ -5,11 +5,11 @@ use std::ffi::OsString;
 use std::process::{Command, ExitCode};
 
 use anyhow::Result;
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use crate::clock::Stopwatch;
 use crate::parts::Part;
-use crate::{demo, process, workspace};
+use crate::{demo, images, process, workspace};
 
 mod report;
 
@@ -46,7 +46,9 @@ pub(crate) fn test(options: &TestOptions) -> Result<ExitCode> {
         run_checks(&mut report)?;
     }
     cargo(&mut report, "build", &["build", "--workspace", "--bins"])?;
+    build_images(&mut report)?;
     let mut tests = workspace::cargo(["test", "--workspace", "--no-fail-fast", "--"]);
+    tests.env("MODELRELAY_IMAGES", images::folder());
     tests.args(&options.filter).envs(engine.environment).envs(cluster.environment);
     tests.env("MODELRELAY_BIN_DIR", workspace::binaries("debug"));
     tests.env("MODELRELAY_CHAT_TEMPLATE", workspace::sources().join("demo/chat.jinja"));
@@ -56,6 +58,16 @@ pub(crate) fn test(options: &TestOptions) -> Result<ExitCode> {
         step(&mut report, "demo", || demo::run(&options, demo::Profile::Dev))?;
     }
     Ok(report.finish(require_all()))
+}
+
+/// Builds the images that pods of the tests run; without nodes there are no pods.
+fn build_images(report: &mut Report) -> Result<()> {
+    match dev_cluster::check_nodes_can_run() {
+        Ok(()) => step(report, "images", || {
+            images::build(images::Name::value_variants(), "dev", Some(images::Builder::Buildah)).map(drop)
+        }),
+        Err(error) => skip(report, "tests with nodes", &error),
+    }
 }
 
 fn require_all() -> bool {

@@ -17,10 +17,15 @@ pub(crate) fn sources() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("src")
 }
 
+/// Returns the folder that Cargo builds into.
+pub(crate) fn target() -> PathBuf {
+    let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
+    root().join(target)
+}
+
 /// Returns the folder that Cargo builds a profile's binaries into.
 pub(crate) fn binaries(profile: &str) -> PathBuf {
-    let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
-    root().join(target).join(profile)
+    target().join(profile)
 }
 
 /// Prepares a Cargo command on the checkout.

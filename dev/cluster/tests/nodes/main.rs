@@ -3,6 +3,7 @@
 
 #![allow(clippy::panic, clippy::unwrap_used, reason = "what goes wrong here is a failed test")]
 
+mod images;
 mod leftovers;
 mod losses;
 mod pods;

@@ -27,18 +27,28 @@ pub(crate) struct Package {
     /// The folder below the library folder from which the program loads plugins, when it
     /// looks for them beside its executable, which to the kernel is the loader.
     plugins: Option<&'static str>,
-    /// Whether it runs with the machine's own libraries. One that starts itself again has to,
-    /// because it would start the loader instead.
-    direct: bool,
+    launch: Launch,
+}
+
+/// How the program finds its libraries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Launch {
+    /// By the loader that came with them, whatever the machine's are.
+    Loader,
+    /// By the machine's loader, in a variable. The program starts itself again, and would start
+    /// another loader instead.
+    Variable,
+    /// They are the machine's, and the program starts itself again.
+    Machine,
 }
 
 impl Package {
     const fn with_its_libraries(name: &'static str, program: &'static str) -> Self {
-        Self { name, program, suite: None, libraries: &[], plugins: None, direct: false }
+        Self { name, program, suite: None, libraries: &[], plugins: None, launch: Launch::Loader }
     }
 
     const fn direct(name: &'static str, program: &'static str) -> Self {
-        Self { direct: true, ..Self::with_its_libraries(name, program) }
+        Self { launch: Launch::Machine, ..Self::with_its_libraries(name, program) }
     }
 
     const fn of(self, suite: &'static str) -> Self {
@@ -62,6 +72,8 @@ pub(crate) const CONTAINERD: Package = Package::direct("containerd", "usr/bin/co
 pub(crate) const CNI_PLUGINS: Package =
     Package::direct("containernetworking-plugins", "usr/lib/cni/ptp").of("forky");
 // Of the machine's own release: it needs a C library as old as the machine's.
+pub(crate) const BUILDAH: Package =
+    Package { launch: Launch::Variable, ..Package::with_its_libraries("buildah", "usr/bin/buildah") };
 pub(crate) const RUNC: Package = Package::direct("runc", "usr/sbin/runc");
 // Without any library, so it also runs in an image that holds nothing else.
 pub(crate) const BUSYBOX: Package = Package::direct("busybox-static", "bin/busybox");
@@ -82,7 +94,7 @@ pub(crate) fn unpack(package: &Package) -> Result<PathBuf> {
             let mut extract = Command::new("dpkg-deb");
             process::capture("dpkg-deb", extract.arg("-x").arg(archive).arg(&root), || {})?;
         }
-        if !package.direct {
+        if package.launch != Launch::Machine {
             let script = folder.join(program);
             fs::write(&script, launch_script(&root, package)?).context("write the launch script")?;
             fs::set_permissions(&script, Permissions::from_mode(0o755))
@@ -90,7 +102,11 @@ pub(crate) fn unpack(package: &Package) -> Result<PathBuf> {
         }
         fs::remove_dir_all(&apt.folder).context("remove the downloads")
     })?;
-    Ok(if package.direct { folder.join("root").join(package.program) } else { folder.join(program) })
+    Ok(if package.launch == Launch::Machine {
+        folder.join("root").join(package.program)
+    } else {
+        folder.join(program)
+    })
 }
 
 fn release() -> Option<String> {
@@ -210,14 +226,16 @@ fn launch_script(root: &Path, package: &Package) -> Result<String> {
     let searched = libraries.iter().flat_map(|folder| [vec![folder.clone()], inner(folder)].concat());
     let searched: Vec<String> =
         searched.filter(|folder| folder.is_dir()).map(|path| in_root(root, &path)).collect();
+    let (searched, program) = (searched.join(":"), package.program);
+    let start = match package.launch {
+        Launch::Loader => format!("exec \"{}\" --library-path \"{searched}\"", in_root(root, &loader)),
+        Launch::Variable | Launch::Machine => format!("LD_LIBRARY_PATH=\"{searched}\" exec"),
+    };
     Ok(format!(
         "#!/bin/sh\n\
          # Starts the program with the libraries it was packaged for, whatever the machine's are.\n\
          root=$(CDPATH= cd -- \"$(dirname -- \"$0\")\" && pwd)/root\n\
-         exec \"{}\" --library-path \"{}\" \"$root/{}\" \"$@\"\n",
-        in_root(root, &loader),
-        searched.join(":"),
-        package.program,
+         {start} \"$root/{program}\" \"$@\"\n",
     ))
 }
 
