@@ -3,12 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use dev_cluster::{Cluster, ClusterOptions, ControlPlane, FakeNodes, NodeTools, Options, Tools};
 
 use crate::parts::Part;
 use crate::progress::Step;
-use crate::{cache, process};
+use crate::{cache, images, process, workspace};
 
 /// What to do with the cluster.
 #[derive(Debug, Subcommand)]
@@ -22,6 +22,12 @@ pub(crate) enum Command {
         /// The archives.
         #[arg(required = true)]
         archives: Vec<PathBuf>,
+    },
+    /// Build the images, give them to its nodes, and install the operator by its charts.
+    Install {
+        /// Cargo's profile; `dev` builds sooner, and the images are several times as large.
+        #[arg(long, default_value = "release")]
+        profile: String,
     },
     /// End it, and what crashed tests left of theirs.
     Down,
@@ -50,6 +56,7 @@ pub(crate) fn run(command: &Command) -> Result<()> {
         Command::Up(options) => up(options),
         Command::Env => env(),
         Command::LoadImages { archives } => load_images(archives),
+        Command::Install { profile } => install(profile),
         Command::Down => down(),
     }
 }
@@ -134,6 +141,30 @@ fn load_images(archives: &[PathBuf]) -> Result<()> {
         }
         println!("{}: loaded on {nodes} nodes", archive.display());
     }
+    Ok(())
+}
+
+fn install(profile: &str) -> Result<()> {
+    let kubeconfig = kubeconfig()?;
+    let helm = Part::Helm.path()?;
+    load_images(&images::build(images::Name::value_variants(), profile, None)?)?;
+    // The charts' names for images have no registry of their own.
+    let operator = ["--namespace=modelrelay", "--create-namespace", "--set=registry=localhost"];
+    for (chart, flags) in [("modelrelay-crds", &[][..]), ("modelrelay", &operator)] {
+        let step = Step::begin(format!("Installing the chart {chart}"));
+        let mut command = std::process::Command::new(&helm);
+        command.env("KUBECONFIG", &kubeconfig).args(["upgrade", "--install", chart]);
+        command
+            .arg(workspace::root().join("charts").join(chart))
+            .args(flags)
+            .args(["--wait", "--timeout=2m"]);
+        process::capture("helm", &mut command, || {})?;
+        step.done();
+    }
+    println!(
+        "\nThe operator runs. A relay and a pool of workers, for instance:\n  \
+         kubectl apply -f deploy/examples/minimal.yaml"
+    );
     Ok(())
 }
 
