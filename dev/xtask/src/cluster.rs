@@ -149,7 +149,7 @@ fn install(profile: &str) -> Result<()> {
     let helm = Part::Helm.path()?;
     load_images(&images::build(images::Name::value_variants(), profile, None)?)?;
     // The charts' names for images have no registry of their own.
-    let operator = ["--namespace=modelrelay", "--create-namespace", "--set=registry=localhost"];
+    let operator = ["--namespace=modelrelay-system", "--create-namespace", "--set=registry=localhost"];
     for (chart, flags) in [("modelrelay-crds", &[][..]), ("modelrelay", &operator)] {
         let step = Step::begin(format!("Installing the chart {chart}"));
         let mut command = std::process::Command::new(&helm);
