@@ -1,6 +1,6 @@
 //! What is remembered of each relay between two reconciles. None of it is needed: after a restart it is asked again.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -22,8 +22,8 @@ pub(super) struct Memory {
     pub(super) nudges: Nudges,
     /// What each pod said of its settings, by UID.
     pub(super) asked: BTreeMap<String, Asked>,
-    /// When the pods were last asked for their workers, and which.
-    pub(super) workers_asked: Option<(Instant, BTreeSet<String>)>,
+    /// When the pods were last asked for their workers, and the UIDs of those that were, by their names.
+    pub(super) workers_asked: Option<(Instant, Vec<String>)>,
     /// Whose the ReplicaSets are that pods name: the Deployment's UID by theirs.
     pub(super) replica_sets: BTreeMap<String, Option<String>>,
     /// The last status that was written, and the resource version that it made.

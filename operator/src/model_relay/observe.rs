@@ -1,6 +1,5 @@
 //! Asks the pods of a relay for their settings and workers, and nudges those that run with old settings.
 
-use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
@@ -15,6 +14,7 @@ use crate::apply::Owner;
 use crate::context::Context;
 use crate::fleet::RelayView;
 use crate::nudge::{self, Plan, Waiting};
+use crate::relay_client::{AskError, ConfigReport};
 use crate::triggers::relay_of;
 
 /// How often pods are asked while nothing changes.
@@ -46,12 +46,27 @@ impl Observing<'_> {
         memory.asked.retain(|uid, _| self.pods.iter().any(|pod| pod.uid == *uid));
         // Those that are known to run with other settings are not asked first: a question may take seconds.
         self.nudge(memory, now, true).await;
-        self.ask_settings(memory, now).await;
+        // At once: each may wait for pods that do not answer.
+        let (settings, workers) = tokio::join!(self.ask_settings(memory, now), self.ask_workers(memory, now));
+        for (uid, answer) in settings {
+            memory.asked.insert(uid, Asked { at: now, answer });
+        }
+        let put_off = match workers {
+            Workers::Told(view) => {
+                memory.workers_asked = Some((now, self.ready().map(|pod| pod.uid.clone()).collect()));
+                self.note(view);
+                None
+            }
+            Workers::AskIn(wait) => self.ready().next().map(|_| wait),
+        };
         let next = self.nudge(memory, now, false).await;
-        let put_off = self.ask_workers(memory, now).await;
         let soon = next.is_some().then_some(SOON);
         let later = self.pods.iter().any(|pod| pod.address.is_some()).then_some(EVERY);
         [soon, put_off, later].into_iter().flatten().min()
+    }
+
+    fn ready(&self) -> impl Iterator<Item = &RelayPod> {
+        self.pods.iter().filter(|pod| pod.ready)
     }
 
     fn acknowledged(&self, memory: &Memory, pod: &RelayPod) -> bool {
@@ -85,8 +100,13 @@ impl Observing<'_> {
         next
     }
 
-    async fn ask_settings(&self, memory: &mut Memory, now: Instant) {
-        let Some(token) = self.admin else { return };
+    /// What those pods say of which it is time to ask, by UID.
+    async fn ask_settings(
+        &self,
+        memory: &Memory,
+        now: Instant,
+    ) -> Vec<(String, Result<ConfigReport, AskError>)> {
+        let Some(token) = self.admin else { return Vec::new() };
         let due = self.pods.iter().filter_map(|pod| {
             let address = pod.address?;
             let patience = if self.acknowledged(memory, pod) { EVERY } else { SOON };
@@ -95,42 +115,47 @@ impl Observing<'_> {
         });
         let due: Vec<_> = due.collect();
         let ops = &self.ctx.ops;
-        let answers: Vec<_> = stream::iter(due)
+        stream::iter(due)
             .map(move |(uid, address)| async move { (uid, ops.config(address, OPS_PORT, token).await) })
             .buffer_unordered(AT_ONCE)
             .collect()
-            .await;
-        for (uid, answer) in answers {
-            memory.asked.insert(uid, Asked { at: now, answer });
-        }
+            .await
     }
 
-    /// Returns when to ask if it was too soon now: something has happened, or this would not run.
-    async fn ask_workers(&self, memory: &mut Memory, now: Instant) -> Option<Duration> {
-        let ready: Vec<_> = self.pods.iter().filter(|pod| pod.ready).collect();
-        let names: BTreeSet<_> = ready.iter().map(|pod| pod.uid.clone()).collect();
+    /// Asks the Ready pods, unless that was just done: something has happened, or this would not run.
+    async fn ask_workers(&self, memory: &Memory, now: Instant) -> Workers {
         if let Some((at, asked)) = &memory.workers_asked
-            && *asked == names
             && now < *at + GAP
+            && self.ready().map(|pod| &pod.uid).eq(asked)
         {
-            return (!ready.is_empty()).then(|| *at + GAP - now);
+            return Workers::AskIn(*at + GAP - now);
         }
         let token = self.admin.unwrap_or_default();
-        let due: Vec<_> = ready.iter().filter_map(|pod| Some((pod.pod.name_any(), pod.address?))).collect();
+        let due: Vec<_> = self.ready().filter_map(|pod| Some((pod.pod.name_any(), pod.address?))).collect();
         let ops = &self.ctx.ops;
         let answers = stream::iter(due)
             .map(move |(name, address)| async move { (name, ops.workers(address, OPS_PORT, token).await) })
             .buffer_unordered(AT_ONCE)
             .collect()
             .await;
-        memory.workers_asked = Some((now, names));
+        Workers::Told(RelayView { answers })
+    }
+
+    /// Keeps what the pods said of their workers, and wakes the pools if that is something new.
+    fn note(&self, view: RelayView) {
         let key = (self.owner.namespace.clone(), self.owner.name.clone());
-        if self.ctx.fleet.put((&key.0, &key.1), RelayView { answers }) {
+        if self.ctx.fleet.put((&key.0, &key.1), view) {
             let pools = self.ctx.caches.worker_pools.matching(|pool| relay_of(pool) == key);
             for pool in pools.unwrap_or_default() {
                 self.ctx.triggers.pool(&pool.namespace().unwrap_or_default(), &pool.name_any());
             }
         }
-        None
     }
+}
+
+/// Whether the pods were asked for their workers.
+enum Workers {
+    Told(RelayView),
+    /// It was too soon.
+    AskIn(Duration),
 }
