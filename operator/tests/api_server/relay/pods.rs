@@ -14,7 +14,7 @@ use modelrelay_operator::naming::{NUDGE, Part};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
-use super::process::{Relay, Worker, address};
+use super::process::{Relay, Worker, address, serve};
 use super::rig::Rig;
 use crate::support::eventually;
 
@@ -98,10 +98,24 @@ async fn a_relay_that_refuses_its_settings_says_why() {
     relay.update(&rig.settings().await.replace("maxRequeues: 1", "maxRequeues: 1000"));
     let message = rig.until("Programmed", "False/SettingsRefused").await;
     assert!(message.contains("retries.maxRequeues: must be at most 100"), "{message}");
-    // A version that does not know a setting goes on and says so; the revision is that of the whole text.
-    let skewed = format!("{}newSetting: 1\n", rig.settings().await);
-    relay.update(&skewed);
-    rig.until("Programmed", "False/Pending").await;
+}
+
+#[tokio::test]
+async fn a_relay_that_does_not_know_a_setting_is_told_of() {
+    let Some(rig) = Rig::new().await else { return };
+    rig.relay(json!({ "replicas": 1 })).await;
+    rig.turn().await.unwrap();
+    let pod = rig.pods(1).await.remove(0);
+    let listener = TcpListener::bind((address(), 8081)).await.unwrap();
+    let address = listener.local_addr().unwrap().ip();
+    let revision = rig.status().await.config_revision.unwrap();
+    let older = json!({ "revision": revision, "ignored": ["queue.newer"], "problem": null });
+    let _serving = serve(listener, &[("/admin/v1/config", older), ("/admin/v1/workers", json!([]))]);
+    rig.runs(&pod, address, true).await;
+    let message = rig.until("Programmed", "False/SettingsIgnored").await;
+    assert!(message.contains(&format!("{pod} ignores queue.newer")), "{message}");
+    assert_eq!(rig.condition("Ready").await.0, "False/SettingsIgnored");
+    assert_eq!(rig.status().await.workers, Some(WorkerCounts::default()));
 }
 
 #[tokio::test]

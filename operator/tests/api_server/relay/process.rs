@@ -80,6 +80,20 @@ impl Relay {
     }
 }
 
+/// Answers each path with its JSON.
+pub(super) fn serve(
+    listener: TcpListener,
+    answers: &[(&'static str, serde_json::Value)],
+) -> AbortOnDropHandle<()> {
+    let routes = answers.iter().fold(Router::new(), |routes, (path, answer)| {
+        let answer = Json(answer.clone());
+        routes.route(path, get(async move || answer))
+    });
+    #[expect(clippy::disallowed_methods, reason = "it ends with the handle")]
+    let serving = tokio::spawn(async move { axum::serve(listener, routes).await.unwrap() });
+    AbortOnDropHandle::new(serving)
+}
+
 /// A worker with a backend that serves one model.
 pub(crate) struct Worker {
     _program: Program,
@@ -96,11 +110,8 @@ impl Worker {
         std::fs::write(&secret, token).unwrap();
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let backend = listener.local_addr().unwrap();
-        let listed =
-            async move || Json(json!({ "object": "list", "data": [{ "id": model, "object": "model" }] }));
-        let routes = Router::new().route("/v1/models", get(listed));
-        #[expect(clippy::disallowed_methods, reason = "it ends with the handle")]
-        let serving = tokio::spawn(async move { axum::serve(listener, routes).await.unwrap() });
+        let models = json!({ "object": "list", "data": [{ "id": model, "object": "model" }] });
+        let serving = serve(listener, &[("/v1/models", models)]);
         let arguments = [
             "--relay-url".to_owned(),
             format!("http://{}", SocketAddr::new(relay.address, 8080)),
@@ -114,6 +125,6 @@ impl Worker {
             "w1".to_owned(),
         ];
         let program = Program::start(program, &arguments);
-        Some(Self { _program: program, _backend: AbortOnDropHandle::new(serving), _folder: folder })
+        Some(Self { _program: program, _backend: serving, _folder: folder })
     }
 }
