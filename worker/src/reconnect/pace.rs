@@ -19,6 +19,10 @@ const STABLE: Duration = Duration::from_secs(30);
 /// No wait is longer while replicas are missing for certain.
 const LONGEST_SEARCH: Duration = Duration::from_secs(30);
 
+/// While replicas are missing for certain, the wait grows only after so many dials in vain for each replica that there is:
+/// behind an address that balances at random one dial in as many finds the one that is missing.
+const DIALS_PER_REPLICA: usize = 2;
+
 /// No wait is longer when what is missing here may be held by another way.
 const LONGEST_LOOK: Duration = Duration::from_secs(300);
 
@@ -82,9 +86,13 @@ impl Pace {
 
     /// Returns the wait after a replica was found that is held already.
     pub(crate) fn after_known(&mut self, coverage: Coverage, random: f64) -> Duration {
-        let longest = if coverage.may_be_complete() { LONGEST_LOOK } else { LONGEST_SEARCH };
-        self.in_vain = self.in_vain.saturating_add(1);
-        drawn(self.in_vain - 1, longest, random)
+        let before = self.in_vain;
+        self.in_vain = before.saturating_add(1);
+        if coverage.may_be_complete() {
+            return drawn(before, LONGEST_LOOK, random);
+        }
+        let usual = u32::try_from(coverage.wanted.saturating_mul(DIALS_PER_REPLICA)).unwrap_or(u32::MAX);
+        drawn(before / usual.max(1), LONGEST_SEARCH, random)
     }
 
     /// Returns the wait after a replica was found that was not held before: there may be more.
@@ -142,19 +150,40 @@ mod tests {
         assert_eq!(pace.attempts, 3);
     }
 
+    const MISSING: Coverage = Coverage { held: 1, wanted: 3, everywhere: 2 };
+
     #[test]
     fn a_search_in_vain_slows_down_and_more_so_where_nothing_need_be_missing() {
-        let missing = Coverage { held: 1, wanted: 3, everywhere: 2 };
-        let elsewhere = Coverage { everywhere: 3, ..missing };
+        let elsewhere = Coverage { everywhere: 3, ..MISSING };
         let waits = |coverage| {
             let mut pace = Pace::default();
-            (0..12).map(|_| pace.after_known(coverage, 1.0).as_millis()).collect::<Vec<_>>()
+            (0..48).map(|_| pace.after_known(coverage, 1.0).as_millis()).collect::<Vec<_>>()
         };
-        let growing = [250, 500, 1000, 2000, 4000, 8000, 16_000];
-        assert_eq!(waits(missing)[..7], growing);
-        assert_eq!(waits(missing)[7..], [30_000; 5]);
-        assert_eq!(waits(elsewhere)[..7], growing);
-        assert_eq!(waits(elsewhere)[7..], [32_000, 64_000, 128_000, 256_000, 300_000]);
+        for (step, six) in waits(MISSING)[..42].chunks(6).enumerate() {
+            assert_eq!(six, [250 << step; 6]);
+        }
+        assert_eq!(waits(MISSING)[42..], [30_000; 6]);
+        let growing = [250, 500, 1000, 2000, 4000, 8000, 16_000, 32_000, 64_000, 128_000, 256_000, 300_000];
+        assert_eq!(waits(elsewhere)[..12], growing);
+    }
+
+    #[test]
+    fn a_replica_that_is_back_is_found_within_five_seconds_behind_an_address_that_balances_at_random() {
+        let mut draw = 7_u64;
+        let mut random = || {
+            draw = draw.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (draw >> 11) as f64 / (1_u64 << 53) as f64
+        };
+        let late = (0..10_000).filter(|_| {
+            let mut pace = Pace::default();
+            let mut passed = pace.after_news(random());
+            while random() >= 1.0 / 3.0 {
+                passed += pace.after_known(MISSING, random());
+            }
+            passed > Duration::from_secs(5)
+        });
+        let late = late.count();
+        assert!(late < 50, "{late} of 10,000 workers took longer");
     }
 
     #[test]
