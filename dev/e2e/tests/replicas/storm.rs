@@ -11,27 +11,32 @@ use dev_e2e::{eventually, floor, percentile};
 use modelrelay_worker::settings::Secret;
 use serde_json::Value;
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::{sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 const WORKERS: usize = 1000;
 const BACK_WITHIN: Duration = Duration::from_secs(30);
+const CLIENT_EVERY: Duration = Duration::from_millis(4);
 
 async fn connected(relay: &RelayProcess) -> usize {
     relay.ops.metric_sum("modelrelay_workers").await as usize
 }
 
-/// Asks what clients ask, again and again until it is over; returns how long each answer took.
+/// Asks what clients ask, one client after another whether or not those before have their answers, until it is over;
+/// returns how long each answer took.
 async fn clients(relay: SocketAddr, over: CancellationToken) -> Vec<Duration> {
-    let mut answers = Vec::new();
+    let (mut due, mut asking) = (Instant::now(), JoinSet::new());
     while !over.is_cancelled() {
-        let asked = Instant::now();
-        let answer = timeout(Duration::from_secs(5), try_ask(relay, get("/v1/models"))).await;
-        assert_eq!(answer.expect("an answer in time").expect("an answer").status(), 200);
-        answers.push(asked.elapsed());
-        sleep(Duration::from_millis(2)).await;
+        asking.spawn(async move {
+            let asked = Instant::now();
+            let answer = timeout(BACK_WITHIN, try_ask(relay, get("/v1/models"))).await;
+            assert_eq!(answer.expect("an answer in time").expect("an answer").status(), 200);
+            asked.elapsed()
+        });
+        due += CLIENT_EVERY;
+        sleep_until(due.into()).await;
     }
-    answers
+    asking.join_all().await
 }
 
 /// When workers joined, by the relay's log, as milliseconds after the first of them.
@@ -75,20 +80,25 @@ async fn a_thousand_workers_come_back_without_a_storm() {
     let took = back.elapsed();
     over.cancel();
     let mut answers = asking.await.unwrap();
-    let (half, most) = (percentile(&mut answers, 50), percentile(&mut answers, 90));
-    let joined = joined(&relay);
+    let (half, most) = (percentile(&mut answers, 50), percentile(&mut answers, 99));
+    // Lines of the log may be a moment behind.
+    let joined = eventually("a line for each worker", async || {
+        Some(joined(&relay)).filter(|joined| joined.len() == WORKERS)
+    })
+    .await;
     let part = |per_mille: usize| joined[(joined.len() - 1) * per_mille / 1000];
     eprintln!(
         "all {WORKERS} were back {took:?} after the relay, a tenth {} ms, half {} ms, all {} ms after the first; it answered \
-         {} clients meanwhile, half within {half:?}, 90 % within {most:?}",
+         {} clients meanwhile, half within {half:?}, 99 % within {most:?}",
         part(100),
         part(500),
         part(1000),
         answers.len()
     );
     assert!(took <= BACK_WITHIN, "{took:?}");
+    assert!(answers.len() >= 50, "{} clients show nothing", answers.len());
     assert!(most <= Duration::from_secs(1), "clients waited for {most:?}");
-    assert!(joined.len() == WORKERS && part(1000) - part(100) >= 200, "they came all at once");
+    assert!(part(1000) - part(100) >= 200, "they came all at once");
     for worker in workers {
         worker.kill().await;
     }
