@@ -1,0 +1,200 @@
+//! A namespace with relays and pools of one test.
+
+use std::net::SocketAddr;
+use std::process::Stdio;
+
+use dev_cluster::{Api, Namespace, wait};
+use serde_json::{Value, json};
+
+use super::{BUSYBOX, LIMIT, STUB, STUB_PORT, SYSTEM, Suite, succeeded};
+
+/// What a pod of ours is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Part {
+    Relay,
+    Worker,
+    Engine,
+}
+
+impl Part {
+    fn label(self) -> &'static str {
+        match self {
+            Self::Relay => "modelrelay-relay",
+            Self::Worker => "modelrelay-worker",
+            Self::Engine => "modelrelay-engine",
+        }
+    }
+}
+
+/// A namespace that goes with this value; when the test has failed, what is in it is printed before.
+#[derive(Debug)]
+pub(crate) struct Site<'a> {
+    suite: &'a Suite,
+    namespace: Namespace,
+}
+
+impl<'a> Site<'a> {
+    pub(crate) fn new(suite: &'a Suite, prefix: &str) -> Self {
+        Self { suite, namespace: suite.plane().namespace(prefix).unwrap() }
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        self.namespace.name()
+    }
+
+    pub(crate) fn api(&self) -> &Api {
+        self.suite.plane().api()
+    }
+
+    /// Runs kubectl in the namespace and returns what it printed.
+    pub(crate) fn kubectl(&self, arguments: &[&str]) -> String {
+        let mut kubectl = self.suite.plane().kubectl();
+        kubectl.args(["--namespace", self.name()]).args(arguments);
+        succeeded(&format!("kubectl {arguments:?}"), &kubectl.output().unwrap())
+    }
+
+    /// Applies objects as `kubectl apply` does.
+    pub(crate) fn apply(&self, objects: &[Value]) {
+        let mut kubectl = self.suite.plane().kubectl();
+        kubectl.args(["--namespace", self.name(), "apply", "--filename=-"]);
+        let mut child =
+            kubectl.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let list = json!({ "apiVersion": "v1", "kind": "List", "items": objects });
+        serde_json::to_writer(child.stdin.take().unwrap(), &list).unwrap();
+        succeeded("kubectl apply", &child.wait_with_output().unwrap());
+    }
+
+    /// Returns where the objects of a kind are, named in the plural.
+    pub(crate) fn path(&self, kind: &str) -> String {
+        let group = match kind {
+            "modelrelays" | "workerpools" => "apis/modelrelay.io/v1alpha1",
+            "deployments" | "daemonsets" | "replicasets" => "apis/apps/v1",
+            "horizontalpodautoscalers" => "apis/autoscaling/v2",
+            _ => "api/v1",
+        };
+        format!("/{group}/namespaces/{}/{kind}", self.name())
+    }
+
+    pub(crate) fn get(&self, kind: &str, name: &str) -> Value {
+        self.api().get(&format!("{}/{name}", self.path(kind))).unwrap()
+    }
+
+    /// Waits until an object is as wanted, and returns it.
+    pub(crate) fn until(&self, what: &str, kind: &str, name: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+        let path = format!("{}/{name}", self.path(kind));
+        let mut last = Value::Null;
+        let found = wait::until(what, LIMIT, || {
+            last = self.api().get(&path)?;
+            Ok(wanted(&last).then(|| last.clone()))
+        });
+        found.unwrap_or_else(|error| panic!("{error}: {:#}", last["status"]))
+    }
+
+    /// Waits until a ModelRelay or WorkerPool is ready in its present generation.
+    pub(crate) fn ready(&self, kind: &str, name: &str) -> Value {
+        self.until(&format!("{name} is ready"), kind, name, |object| {
+            let seen = &object["status"]["observedGeneration"];
+            *seen == object["metadata"]["generation"] && condition(object, "Ready") == "True"
+        })
+    }
+
+    /// Returns the pods of a relay or pool that are not on their way out, by name.
+    pub(crate) fn pods(&self, part: Part, instance: &str) -> Vec<Value> {
+        let query = format!("app.kubernetes.io/name={},app.kubernetes.io/instance={instance}", part.label());
+        let list = self.api().get(&format!("{}?labelSelector={query}", self.path("pods"))).unwrap();
+        let mut pods = list["items"].as_array().unwrap().clone();
+        pods.retain(|pod| pod["metadata"]["deletionTimestamp"].is_null());
+        pods.sort_by_key(|pod| pod["metadata"]["name"].as_str().unwrap().to_owned());
+        pods
+    }
+
+    /// Waits until the pods of a relay or pool are as wanted, and returns them.
+    pub(crate) fn pods_until(
+        &self,
+        what: &str,
+        part: Part,
+        instance: &str,
+        wanted: impl Fn(&[Value]) -> bool,
+    ) -> Vec<Value> {
+        let found = wait::until(what, LIMIT, || {
+            let pods = self.pods(part, instance);
+            Ok(wanted(&pods).then_some(pods))
+        });
+        found.unwrap_or_else(|error| panic!("{error}: {:#}", json!(self.pods(part, instance))))
+    }
+
+    /// Returns the address of a Service within the cluster, which this machine reaches, too.
+    pub(crate) fn service(&self, name: &str) -> SocketAddr {
+        let service = self.get("services", name);
+        let port = u16::try_from(service["spec"]["ports"][0]["port"].as_u64().unwrap()).unwrap();
+        SocketAddr::new(service["spec"]["clusterIP"].as_str().unwrap().parse().unwrap(), port)
+    }
+
+    /// Asks a Service by its name from a pod with busybox; returns the whole answer, head included.
+    pub(crate) fn ask_from_a_pod(&self, host: &str, path: &str, body: &str) -> String {
+        // Its wget cannot post JSON. The sleep holds the way to the relay open: a client that closes it has left.
+        let script = format!(
+            "{{ /bin/busybox printf 'POST %s HTTP/1.1\\r\\nhost: %s\\r\\ncontent-type: application/json\\r\\n\
+             connection: close\\r\\ncontent-length: {}\\r\\n\\r\\n%s' \"$@\"; /bin/busybox sleep 60 & }} \
+             | /bin/busybox nc {host} 80",
+            body.len()
+        );
+        let arguments = ["sh", "-c", &script, "ask", path, host, body];
+        let image = format!("--image={BUSYBOX}");
+        let mut run = vec!["run", "client", &image, "--restart=Never", "--rm", "--attach", "--quiet", "--"];
+        run.extend(arguments);
+        self.kubectl(&run)
+    }
+
+    /// A ModelRelay with a spec.
+    pub(crate) fn relay(name: &str, spec: &Value) -> Value {
+        json!({
+            "apiVersion": "modelrelay.io/v1alpha1", "kind": "ModelRelay", "metadata": { "name": name }, "spec": spec,
+        })
+    }
+
+    /// A WorkerPool of the relay `main` with more of its spec.
+    pub(crate) fn pool(name: &str, more: &Value) -> Value {
+        let mut spec = json!({ "relayRef": { "name": "main" } });
+        spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        json!({
+            "apiVersion": "modelrelay.io/v1alpha1", "kind": "WorkerPool", "metadata": { "name": name }, "spec": spec,
+        })
+    }
+
+    /// The stub as a pool's `backend.container`, for one model.
+    pub(crate) fn stub_container(model: &str) -> Value {
+        json!({
+            "image": STUB,
+            "args": ["--models", model],
+            "ports": [{ "name": "http", "containerPort": STUB_PORT }],
+        })
+    }
+}
+
+impl Drop for Site<'_> {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        let look = |arguments: &[&str]| {
+            let mut kubectl = self.suite.plane().kubectl();
+            let output = kubectl.args(arguments).args(["--request-timeout=10s"]).output();
+            let text = output.map_or_else(|error| error.to_string().into_bytes(), |output| output.stdout);
+            eprintln!("kubectl {arguments:?}\n{}", String::from_utf8_lossy(&text));
+        };
+        let kinds = "modelrelays,workerpools,pods,deployments,daemonsets,services";
+        look(&["get", kinds, "--namespace", self.name(), "--output=wide"]);
+        look(&["get", "events", "--namespace", self.name(), "--sort-by=.lastTimestamp"]);
+        let ours = "--selector=app.kubernetes.io/managed-by=modelrelay-operator";
+        look(&["logs", ours, "--namespace", self.name(), "--prefix", "--tail=30"]);
+        look(&["logs", "--selector=app.kubernetes.io/name=modelrelay", "--namespace", SYSTEM, "--tail=30"]);
+    }
+}
+
+/// Returns the status of a condition; empty when it has none.
+pub(crate) fn condition(object: &Value, kind: &str) -> String {
+    let conditions = object["status"]["conditions"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let found = conditions.iter().find(|condition| condition["type"] == kind);
+    found.map_or_else(String::new, |condition| condition["status"].as_str().unwrap().to_owned())
+}
