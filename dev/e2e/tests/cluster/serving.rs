@@ -20,8 +20,8 @@ async fn a_relay_and_a_pool_become_ready_and_answer_through_the_service() {
     let answer = ask(site.service("main"), request).await;
     assert_eq!(answer.status(), 200);
     assert_eq!(answer.stream().await, Ended::Whole(50));
-    let within = site.ask_from_a_pod("main", CHAT, &chat(false, &json!({})));
-    assert!(within.starts_with("HTTP/1.1 200 OK\r\n"), "{within}");
+    let within = suite.ask_from_a_pod(site.name(), "main", CHAT, &chat(false, &json!({})));
+    assert!(within.starts_with("HTTP/1.1 200 OK\n"), "{within}");
 
     let relays = site.pods_until("two ready relays", Part::Relay, "main", |pods| {
         pods.iter().filter(|pod| condition(pod, "Ready") == "True").count() == 2

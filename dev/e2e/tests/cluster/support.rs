@@ -9,7 +9,7 @@ use dev_cluster::{Cluster, ClusterOptions, ControlPlane, NodeTools, Tools, check
 use tokio::sync::{Mutex, MutexGuard, OnceCell};
 
 mod images;
-mod readme;
+pub(crate) mod readme;
 mod site;
 
 pub(crate) use images::{BUSYBOX, STUB, STUB_PORT};
@@ -71,6 +71,32 @@ impl Suite {
     pub(crate) fn shell(&self, line: &str) -> String {
         let mut command = self.command(Path::new("sh"));
         succeeded(line, &command.args(["-ec", line]).output().unwrap())
+    }
+
+    /// Asks a Service by its name from a pod with busybox; returns the lines of its answer, head included.
+    pub(crate) fn ask_from_a_pod(&self, namespace: &str, host: &str, path: &str, body: &str) -> String {
+        // Its wget cannot post JSON. The sleep holds the way to the relay open: a client that closes it has left.
+        let script = format!(
+            "{{ /bin/busybox printf 'POST %s HTTP/1.1\\r\\nhost: %s\\r\\ncontent-type: application/json\\r\\n\
+             connection: close\\r\\ncontent-length: {}\\r\\n\\r\\n%s' \"$@\"; /bin/busybox sleep 60 & }} \
+             | /bin/busybox nc {host} 80",
+            body.len()
+        );
+        let arguments = ["sh", "-c", &script, "ask", path, host, body];
+        let kubectl = |verb: &[&str]| {
+            let output = self.plane().kubectl().args(["--namespace", namespace]).args(verb).output().unwrap();
+            succeeded(&format!("kubectl {verb:?}"), &output)
+        };
+        let image = format!("--image={BUSYBOX}");
+        let mut run = vec!["run", "client", &image, "--restart=Never", "--"];
+        run.extend(arguments);
+        kubectl(&run);
+        // Who attaches to it may come too late for what it printed.
+        let ended = "--for=jsonpath={.status.phase}=Succeeded";
+        kubectl(&["wait", ended, "--timeout=120s", "pod/client"]);
+        let answer = kubectl(&["logs", "client"]).replace('\r', "");
+        kubectl(&["delete", "pod", "client", "--grace-period=1"]);
+        answer
     }
 
     /// Prepares a command in whose environment kubectl and helm work on the cluster.

@@ -6,7 +6,7 @@ use std::process::Stdio;
 use dev_cluster::{Api, Namespace, wait};
 use serde_json::{Value, json};
 
-use super::{BUSYBOX, LIMIT, STUB, STUB_PORT, SYSTEM, Suite, succeeded};
+use super::{LIMIT, STUB, STUB_PORT, SYSTEM, Suite, succeeded};
 
 /// What a pod of ours is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,13 +44,6 @@ impl<'a> Site<'a> {
 
     pub(crate) fn api(&self) -> &Api {
         self.suite.plane().api()
-    }
-
-    /// Runs kubectl in the namespace and returns what it printed.
-    pub(crate) fn kubectl(&self, arguments: &[&str]) -> String {
-        let mut kubectl = self.suite.plane().kubectl();
-        kubectl.args(["--namespace", self.name()]).args(arguments);
-        succeeded(&format!("kubectl {arguments:?}"), &kubectl.output().unwrap())
     }
 
     /// Applies objects as `kubectl apply` does.
@@ -128,22 +121,6 @@ impl<'a> Site<'a> {
         let service = self.get("services", name);
         let port = u16::try_from(service["spec"]["ports"][0]["port"].as_u64().unwrap()).unwrap();
         SocketAddr::new(service["spec"]["clusterIP"].as_str().unwrap().parse().unwrap(), port)
-    }
-
-    /// Asks a Service by its name from a pod with busybox; returns the whole answer, head included.
-    pub(crate) fn ask_from_a_pod(&self, host: &str, path: &str, body: &str) -> String {
-        // Its wget cannot post JSON. The sleep holds the way to the relay open: a client that closes it has left.
-        let script = format!(
-            "{{ /bin/busybox printf 'POST %s HTTP/1.1\\r\\nhost: %s\\r\\ncontent-type: application/json\\r\\n\
-             connection: close\\r\\ncontent-length: {}\\r\\n\\r\\n%s' \"$@\"; /bin/busybox sleep 60 & }} \
-             | /bin/busybox nc {host} 80",
-            body.len()
-        );
-        let arguments = ["sh", "-c", &script, "ask", path, host, body];
-        let image = format!("--image={BUSYBOX}");
-        let mut run = vec!["run", "client", &image, "--restart=Never", "--rm", "--attach", "--quiet", "--"];
-        run.extend(arguments);
-        self.kubectl(&run)
     }
 
     /// A ModelRelay with a spec.
