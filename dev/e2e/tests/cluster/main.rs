@@ -10,5 +10,6 @@
     reason = "what goes wrong here is a failed test, and its tasks end with it"
 )]
 
+mod quick_start;
 mod serving;
 mod support;

@@ -11,6 +11,19 @@ pub(crate) fn install() -> Vec<String> {
     local
 }
 
+/// Returns the commands that make a relay and a pool.
+pub(crate) fn create() -> Vec<String> {
+    let lines: Vec<_> = block(0).into_iter().filter(|line| line.starts_with("kubectl ")).collect();
+    assert_eq!(lines.len(), 2, "{lines:#?}");
+    lines
+}
+
+/// Returns the command that forwards a port of this machine to the relay.
+pub(crate) fn forward() -> String {
+    let mut lines = block(1).into_iter();
+    lines.find(|line| line.starts_with("kubectl port-forward ")).expect("the README forwards a port")
+}
+
 /// Returns the commands of one of the section's blocks, each in one line.
 fn block(number: usize) -> Vec<String> {
     let readme = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../README.md")).unwrap();
