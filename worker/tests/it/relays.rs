@@ -140,6 +140,29 @@ async fn a_relay_with_a_private_authority_is_reached_through_a_proxy() {
 }
 
 #[tokio::test]
+async fn each_address_of_a_name_has_to_show_a_certificate_for_the_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let (authority, acceptor) = private_tls(folder.path());
+    let (backend, relay) = (stub().await, Relay::start().await);
+    let target = format!("localhost:{}", relay.port());
+    let mut config = config(&format!("wss://{target}"), &backend.url());
+    config.tls.ca_file = Some(authority);
+    config.relay_resolve = modelrelay_protocol::config::RelayResolve::All;
+    let worker = worker(config).await;
+
+    // The certificate names no address, so a worker that asked for one would break off.
+    let tls = within("TLS", acceptor.accept(relay.accept_tcp().await)).await.unwrap();
+    assert_eq!(tls.get_ref().1.server_name(), Some("localhost"));
+    let mut session = Session::upgrade(tls).await;
+    assert_eq!(session.headers["host"], target.as_str());
+    session.acknowledge(DEFAULT_WINDOW_BYTES).await;
+    session.models(&["m"]).await;
+    session.request(1, &json!({ "model": "m" })).await;
+    assert_eq!(session.response(1).await.status, 200);
+    worker.kill().await;
+}
+
+#[tokio::test]
 async fn a_relay_of_an_unknown_authority_is_not_trusted() {
     let folder = tempfile::tempdir().unwrap();
     let (_, acceptor) = private_tls(folder.path());
