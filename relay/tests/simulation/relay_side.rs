@@ -137,9 +137,9 @@ impl World {
         request.state = State::Running { attempt };
         let Request { relay, service, arrived, waits_since, .. } = *request;
         self.meetings.meet(self.now, waits_since);
-        self.dispatched.push(Dispatched { at: self.now, arrived, relay });
-        self.links[link].sent.insert(attempt, Sent { request: key, cancelled: false });
         let worker = self.links[link].worker;
+        self.dispatched.push(Dispatched { at: self.now, arrived, relay, worker, attempt });
+        self.links[link].sent.insert(attempt, Sent { request: key, cancelled: false });
         // A ghost's slots are nobody's.
         if self.links[link].at_worker {
             self.links[link].arriving += 1;

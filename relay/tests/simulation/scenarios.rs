@@ -1,7 +1,7 @@
 //! Single questions, asked of worlds without faults.
 
 use super::clock::{MS, SECOND, Time};
-use super::world::{Messages, Setup, Stream, World};
+use super::world::{Dispatched, Messages, Setup, Stream, World};
 
 const ONE_WAY: Time = 20 * MS;
 const ROUND_TRIP: Time = 2 * ONE_WAY;
@@ -87,7 +87,7 @@ fn when_all_is_busy_requests_go_in_the_order_of_arrival_over_all_relays() {
     for start in (20..600).step_by(10) {
         let window = start * SECOND..(start + 10) * SECOND;
         let of = |relay| {
-            let there = |one: &&super::world::Dispatched| one.relay == relay && window.contains(&one.at);
+            let there = |one: &&Dispatched| one.relay == relay && window.contains(&one.at);
             world.dispatched.iter().filter(there).count() as f64
         };
         let counts = [of(0), of(1), of(2)];
@@ -116,4 +116,61 @@ fn higher_bands_go_first_over_all_relays() {
     let mean = urgent.iter().sum::<Time>() / urgent.len() as u64 / MS;
     println!("urgent requests waited {mean} ms on average, {slowest} ms at most");
     assert!(urgent.len() > 500 && mean < 200 && slowest < 1500, "{mean} ms, {slowest} ms");
+}
+
+/// The longest time in which a slot was idle that nobody took who began before `one`, while that one waited to begin at
+/// its worker.
+fn beside_idle(world: &World, one: &Dispatched, slots: u64) -> Time {
+    let began = world.spans[&one.attempt].0;
+    let mut changes = vec![(0, slots.cast_signed())];
+    for other in world.dispatched.iter().filter(|other| other.attempt != one.attempt) {
+        let (start, end) = world.spans[&other.attempt];
+        if end < one.arrived || other.arrived > began {
+            continue;
+        }
+        changes.extend([(start, -1), (end, 1)]);
+        if start < began {
+            changes.extend([(other.arrived, -1), (start, 1)]);
+        }
+    }
+    changes.sort_unstable();
+    let (mut spare, mut since, mut longest) = (0, None, 0);
+    for (at, change) in changes {
+        spare += change;
+        let at = at.clamp(one.arrived, began);
+        if spare > 0 {
+            since = since.or(Some(at));
+        } else if let Some(start) = since.take() {
+            longest = longest.max(at - start);
+        }
+    }
+    since.map_or(longest, |start| longest.max(began - start))
+}
+
+#[test]
+fn ninety_eight_requests_of_a_hundred_meet_an_idle_slot_within_two_round_trips() {
+    // A request needs the way to its worker besides.
+    let bound = 2 * ROUND_TRIP + ONE_WAY;
+    let (mut requests, mut beyond, mut longest) = (0, 0, 0);
+    for seed in 100..106 {
+        let mut world = world(3, 20, (1, 4), SECOND, seed);
+        let slots: u64 = world.workers.iter().map(|worker| u64::from(worker.slots)).sum();
+        let until = 65 * SECOND;
+        // Nine of ten slots, four of five requests to one relay.
+        let every = SECOND * 10 / (9 * slots);
+        world.add_stream(Stream { every, weights: vec![8, 1, 1], band: 0, until });
+        world.run_until(until + 60 * SECOND);
+        for one in world.dispatched.iter().filter(|one| one.arrived > 7 * SECOND) {
+            requests += 1;
+            if world.spans[&one.attempt].0 - one.arrived > bound {
+                let waited = beside_idle(&world, one, slots);
+                beyond += u64::from(waited > bound);
+                longest = longest.max(waited);
+            }
+        }
+    }
+    println!("{beyond} of {requests} waited longer, the longest {} ms", longest / MS);
+    // Each race for the last slots that is lost costs up to two round trips more.
+    assert!(requests > 10_000 && beyond * 50 <= requests, "{beyond} of {requests} waited longer");
+    assert!(longest <= 6 * ROUND_TRIP, "{} ms", longest / MS);
 }

@@ -2,7 +2,7 @@
 
 use modelrelay_protocol::slots::{Lending, SlotAction, Terms};
 
-use super::clock::{MS, SECOND};
+use super::clock::{MS, SECOND, Time};
 use super::world::{Event, Job, LinkIx, Phase, ToRelay, ToWorker, World};
 
 impl World {
@@ -52,6 +52,7 @@ impl World {
                 self.perform_slots(worker, actions);
                 self.agenda.add(self.now + service, Event::JobEnds { worker, attempt, plan });
                 if self.setup.watch_pairs {
+                    self.spans.insert(attempt, (self.now, Time::MAX));
                     self.agenda.add(self.now + service / 2, Event::JobStarts { worker, attempt });
                 }
             }
@@ -106,6 +107,9 @@ impl World {
             return;
         }
         let job = jobs.remove(&attempt).expect("it was there above");
+        if let Some((_, ended)) = self.spans.get_mut(&attempt) {
+            *ended = self.now;
+        }
         let now = self.instant();
         let (regrant, actions) = self.workers[worker].arbiter.finished(self.links[job.link].key, now);
         self.perform_slots(worker, actions);

@@ -232,6 +232,8 @@ pub struct Dispatched {
     pub at: Time,
     pub arrived: Time,
     pub relay: usize,
+    pub worker: usize,
+    pub attempt: u64,
 }
 
 /// A source of requests: one client after another at random times.
@@ -262,6 +264,8 @@ pub struct World {
     pub messages: Messages,
     pub meetings: Meetings,
     pub dispatched: Vec<Dispatched>,
+    /// When each attempt began and ended at its worker, while pairs are watched.
+    pub spans: BTreeMap<u64, (Time, Time)>,
     pub faults: super::faults::Faults,
     pub next_request: u64,
     pub next_attempt: u64,
@@ -293,6 +297,7 @@ impl World {
             messages: Messages::default(),
             meetings: Meetings::default(),
             dispatched: Vec::new(),
+            spans: BTreeMap::new(),
             faults: super::faults::Faults::default(),
             next_request: 0,
             next_attempt: 0,
