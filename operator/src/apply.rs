@@ -9,6 +9,7 @@ use sha2::{Digest as _, Sha256};
 use tracing::info;
 
 use crate::cache::{NotReady, Watched};
+use crate::canonical::canonical;
 use crate::context::{CallError, Context};
 use crate::naming::{APPLIED, FIELD_MANAGER};
 use crate::same::covers;
@@ -318,9 +319,13 @@ fn refused(kind: &str, name: &str, source: CallError) -> ApplyError {
 }
 
 /// Adds the hash of the whole object as an annotation: a field that is no longer rendered changes nothing else that could
-/// be seen.
+/// be seen. A template that means the same has the same hash, and is not written again.
 fn with_hash(mut object: Value) -> Value {
-    let digest = Sha256::digest(object.to_string());
+    let mut hashed = object.clone();
+    if let Some(template) = hashed.pointer_mut("/spec/template") {
+        *template = canonical(template);
+    }
+    let digest = Sha256::digest(hashed.to_string());
     let hash: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
     let metadata = &mut object["metadata"];
     if metadata["annotations"].is_null() {

@@ -29,6 +29,7 @@
 pub mod api;
 pub mod apply;
 pub mod cache;
+mod canonical;
 pub mod check;
 pub mod cli;
 pub mod client_keys;

@@ -222,21 +222,24 @@ mod tests {
 
     #[test]
     fn an_engine_changes_with_what_the_user_wrote_of_it_and_with_nothing_else() {
-        let revision = |more: &str| {
+        let revision = |more: &str, port: &str| {
             let spec = format!(
-                "{{ relayRef: {{ name: main }}, backend: {{ container: {{ image: e, ports: [{{ containerPort: 1 }}] }} }}{more} }}"
+                "{{ relayRef: {{ name: main }}, backend: {{ container: {{ image: e, ports: [{{ containerPort: 1 {port} }}] }} }}{more} }}"
             );
             match managed(&spec).backend {
                 Backend::Engine(engine) => engine_revision(&engine),
                 Backend::Url(url) => panic!("{url}"),
             }
         };
-        let before = revision("");
+        let before = revision("", "");
         assert_eq!(
-            revision(", models: [a], managed: { nodeSelector: { gpu: a }, image: { tag: new } }"),
+            revision(", models: [a], managed: { nodeSelector: { gpu: a }, image: { tag: new } }", ""),
             before
         );
-        assert_ne!(revision(", managed: { enginePodTemplate: { spec: { hostIPC: true } } }"), before);
+        assert_eq!(revision(", managed: { enginePodTemplate: { spec: { hostIPC: false } } }", ""), before);
+        assert_eq!(revision("", ", protocol: TCP"), before);
+        assert_ne!(revision(", managed: { enginePodTemplate: { spec: { hostIPC: true } } }", ""), before);
+        assert_ne!(revision("", ", hostPort: 1"), before);
     }
 
     #[test]

@@ -13,16 +13,17 @@ use sha2::{Digest as _, Sha256};
 
 use super::daemon_set::{placement, pull_secrets, runtime_default, tolerations};
 use super::{merged, metadata, one_entry};
+use crate::canonical::canonical;
 use crate::naming::{ENGINE_REVISION, Part, pool};
 use crate::worker_pool::validate::{Engine, Managed, Refusal};
 
 const CONTAINER: &str = "engine";
 
 /// Tells versions of an engine apart: a hash of what the user wrote, so that a newer operator, which may render more,
-/// replaces no engine.
+/// replaces no engine. Nor does another order or a default that is spelled out.
 pub(in crate::worker_pool) fn revision(engine: &Engine) -> String {
-    let written = json!([engine.container, engine.pod_template]);
-    let digest = Sha256::digest(written.to_string());
+    let written = json!({ "containers": [engine.container], "template": engine.pod_template });
+    let digest = Sha256::digest(canonical(&written).to_string());
     digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 
