@@ -182,7 +182,8 @@ pub struct ManagedSpec {
     /// The worker's image. Absent: the operator's own version, from its registry.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<ImageSpec>,
-    /// Merged over the worker's pod.
+    /// Merged over the worker's pod. With `hostNetwork: true`, for engines that listen on the node's 127.0.0.1 only, port 8082 of
+    /// the node must be free, and in an update the old worker drains before the new one starts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::pod_template")]
     pub pod_template: Option<PodTemplateSpec>,

@@ -101,6 +101,7 @@ fn one_entry(key: &str, value: String) -> BTreeMap<String, String> {
 mod tests {
     use std::path::Path;
 
+    use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
     use serde::Serialize;
     use serde_json::Value;
 
@@ -202,6 +203,26 @@ mod tests {
                       env: [{ name: RUST_LOG, value: debug }]
             ",
         );
+    }
+
+    #[test]
+    fn a_worker_in_the_nodes_network_leaves_before_the_next_one_comes() {
+        let workers = |pod: &str| {
+            let spec = format!(
+                "{{ relayRef: {{ name: main }}, backend: {{ url: 'http://127.0.0.1:11434' }}, managed: {{ \
+                 updateStrategy: {{ maxUnavailable: 2 }}, podTemplate: {{ spec: {{ {pod} }} }} }} }}"
+            );
+            let spec = build(&managed(&spec), ADMIN).unwrap().workers.spec.unwrap();
+            let rolling = spec.update_strategy.unwrap().rolling_update.unwrap();
+            let numbers = [rolling.max_surge, rolling.max_unavailable].map(|number| match number {
+                Some(IntOrString::Int(number)) => number,
+                other => panic!("{other:?}"),
+            });
+            (numbers, spec.template.spec.unwrap().dns_policy)
+        };
+        assert_eq!(workers("hostNetwork: false"), ([2, 0], None));
+        assert_eq!(workers("hostNetwork: true"), ([0, 2], Some("ClusterFirstWithHostNet".to_owned())));
+        assert_eq!(workers("hostNetwork: true, dnsPolicy: Default"), ([0, 2], Some("Default".to_owned())));
     }
 
     #[test]

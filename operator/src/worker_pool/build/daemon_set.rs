@@ -26,13 +26,9 @@ const USER: i64 = 65532;
 /// Readable by the pod's group only.
 const SECRET_MODE: i32 = 0o440;
 
-/// A worker on each node, which is replaced only when the next one is connected.
+/// A worker on each node, which is replaced only when the next one is connected, as far as both fit on the node.
 pub(super) fn workers(managed: &Managed, config: &WorkerConfig) -> Result<DaemonSet, Refusal> {
     let name = &managed.owner.name;
-    let rolling = RollingUpdateDaemonSet {
-        max_surge: Some(IntOrString::Int(managed.strategy.max_unavailable)),
-        max_unavailable: Some(IntOrString::Int(0)),
-    };
     let template = PodTemplateSpec {
         metadata: Some(ObjectMeta {
             labels: Some(Part::Worker.labels(name)),
@@ -41,6 +37,8 @@ pub(super) fn workers(managed: &Managed, config: &WorkerConfig) -> Result<Daemon
         }),
         spec: Some(pod(managed)),
     };
+    let mut template = merged(template, managed.pod_template.as_ref(), "spec.managed.podTemplate")?;
+    let on_host = template.spec.as_mut().is_some_and(adapt_to_host_network);
     Ok(DaemonSet {
         metadata: metadata(Part::Worker, pool::worker(name), name),
         spec: Some(DaemonSetSpec {
@@ -48,15 +46,34 @@ pub(super) fn workers(managed: &Managed, config: &WorkerConfig) -> Result<Daemon
                 match_labels: Some(Part::Worker.selector(name)),
                 ..LabelSelector::default()
             },
-            template: merged(template, managed.pod_template.as_ref(), "spec.managed.podTemplate")?,
+            template,
             update_strategy: Some(DaemonSetUpdateStrategy {
                 type_: Some(String::from("RollingUpdate")),
-                rolling_update: Some(rolling),
+                rolling_update: Some(rolling(managed.strategy.max_unavailable, on_host)),
             }),
             ..DaemonSetSpec::default()
         }),
         ..DaemonSet::default()
     })
+}
+
+/// The next worker of a node comes before the old one goes, unless both would need the same port of the node.
+fn rolling(nodes: i32, on_host: bool) -> RollingUpdateDaemonSet {
+    let (surge, unavailable) = if on_host { (0, nodes) } else { (nodes, 0) };
+    RollingUpdateDaemonSet {
+        max_surge: Some(IntOrString::Int(surge)),
+        max_unavailable: Some(IntOrString::Int(unavailable)),
+    }
+}
+
+/// Pods with the node's network would not ask the cluster's name server, which alone knows the relay. Returns whether it is
+/// such a pod.
+fn adapt_to_host_network(pod: &mut PodSpec) -> bool {
+    if pod.host_network != Some(true) {
+        return false;
+    }
+    pod.dns_policy.get_or_insert_with(|| String::from("ClusterFirstWithHostNet"));
+    true
 }
 
 fn pod(managed: &Managed) -> PodSpec {
