@@ -138,7 +138,7 @@ impl World {
         let Request { relay, service, arrived, waits_since, .. } = *request;
         self.meetings.meet(self.now, waits_since);
         let worker = self.links[link].worker;
-        self.dispatched.push(Dispatched { at: self.now, arrived, relay, worker, attempt });
+        self.dispatched.push(Dispatched { at: self.now, arrived, relay, attempt });
         self.links[link].sent.insert(attempt, Sent { request: key, cancelled: false });
         // A ghost's slots are nobody's.
         if self.links[link].at_worker {

@@ -232,7 +232,6 @@ pub struct Dispatched {
     pub at: Time,
     pub arrived: Time,
     pub relay: usize,
-    pub worker: usize,
     pub attempt: u64,
 }
 
