@@ -19,6 +19,11 @@ const FREE: [&str; 6] = ["annotations", "labels", "limits", "matchLabels", "node
 /// The probes of a container.
 const PROBES: [&str; 3] = ["livenessProbe", "readinessProbe", "startupProbe"];
 
+/// Whether the order of a list in a pod tells nothing.
+pub(crate) fn is_unordered(field: &str) -> bool {
+    UNORDERED.contains(&field)
+}
+
 /// Returns the canonical form of a pod template, or of any part of one that stands under its own field name.
 pub(crate) fn canonical(template: &Value) -> Value {
     let mut template = template.clone();
@@ -37,7 +42,7 @@ fn tidy(field: &str, value: &mut Value) {
         }
         Value::Array(items) => {
             items.iter_mut().for_each(|item| tidy(field, item));
-            if UNORDERED.contains(&field) || field == "env" && !items.iter().any(refers) {
+            if is_unordered(field) || field == "env" && !items.iter().any(refers) {
                 items.sort_by_cached_key(Value::to_string);
             }
         }

@@ -3,20 +3,27 @@
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use serde_json::Value;
 
+use crate::canonical::is_unordered;
+
 /// Fields by which Kubernetes tells the items of a list apart, most specific first.
 const KEYS: [&str; 8] =
     ["name", "containerPort", "port", "mountPath", "devicePath", "topologyKey", "type", "uid"];
 
 /// Returns whether `live` holds everything in `desired`. What others added, the API server's defaults included, is ignored.
 pub(crate) fn covers(live: &Value, desired: &Value) -> bool {
+    covers_in("", live, desired)
+}
+
+/// The same of what stands in `field`.
+fn covers_in(field: &str, live: &Value, desired: &Value) -> bool {
     match (live, desired) {
         (Value::Object(live), Value::Object(desired)) => {
             desired.iter().all(|(key, wanted)| match live.get(key) {
-                Some(found) => covers(found, wanted),
+                Some(found) => covers_in(key, found, wanted),
                 None => is_empty(wanted),
             })
         }
-        (Value::Array(live), Value::Array(desired)) => lists(live, desired),
+        (Value::Array(live), Value::Array(desired)) => lists(field, live, desired),
         (live, desired) => live == desired || same_quantity(live, desired),
     }
 }
@@ -31,16 +38,21 @@ fn is_empty(value: &Value) -> bool {
     }
 }
 
-fn lists(live: &[Value], desired: &[Value]) -> bool {
-    match key_of(desired) {
-        Some(key) => desired.iter().all(|wanted| {
-            live.iter().any(|found| found.get(key) == wanted.get(key) && covers(found, wanted))
-        }),
-        None => {
-            live.len() == desired.len()
-                && live.iter().zip(desired).all(|(found, wanted)| covers(found, wanted))
-        }
+fn lists(field: &str, live: &[Value], desired: &[Value]) -> bool {
+    if let Some(key) = key_of(desired) {
+        return desired.iter().all(|wanted| {
+            live.iter().any(|found| found.get(key) == wanted.get(key) && covers_in(field, found, wanted))
+        });
     }
+    if live.len() != desired.len() {
+        return false;
+    }
+    let mut left: Vec<&Value> = live.iter().collect();
+    desired.iter().all(|wanted| {
+        let searched = if is_unordered(field) { left.len() } else { 1 };
+        let found = left[..searched].iter().position(|found| covers_in(field, found, wanted));
+        found.map(|at| left.remove(at)).is_some()
+    })
 }
 
 /// Returns the field that tells all items apart.
@@ -137,6 +149,16 @@ mod tests {
         assert!(covers(&json!(["a", "b"]), &json!(["a", "b"])));
         assert!(!covers(&json!(["a", "b"]), &json!(["a"])));
         assert!(!covers(&json!(["b", "a"]), &json!(["a", "b"])));
+    }
+
+    #[test]
+    fn lists_without_keys_whose_order_tells_nothing_are_compared_whole() {
+        let of = |list: Value| json!({ "tolerations": list });
+        let (a, b) = (json!({ "key": "a" }), json!({ "key": "b" }));
+        assert!(covers(&of(json!([b, a])), &of(json!([a, b]))));
+        assert!(!covers(&of(json!([a, b])), &of(json!([a]))));
+        assert!(!covers(&of(json!([b, b])), &of(json!([a, b]))));
+        assert!(!covers(&of(json!([a, b])), &of(json!([a, a]))));
     }
 
     #[test]

@@ -108,20 +108,48 @@ async fn a_spec_that_is_reordered_or_restates_defaults_changes_no_child() {
         }
         models
     };
-    rig.relay(json!({ "models": models(false) })).await;
+    let sidecar = |name: &str| json!({ "name": name, "image": "registry.example.com/sidecar:1" });
+    let tolerated = |key: &str| json!({ "key": key, "operator": "Exists" });
+    rig.relay(json!({ "models": models(false), "podTemplate": { "spec": {
+        "containers": [sidecar("a"), sidecar("b")],
+        "tolerations": [tolerated("c"), tolerated("d")],
+        "volumes": [{ "name": "v", "secret": { "secretName": "s" } }],
+    } } }))
+    .await;
     rig.turn().await.unwrap();
     rig.settle().await;
+    let mut spelled_out = sidecar("a");
+    spelled_out["imagePullPolicy"] = json!("IfNotPresent");
+    spelled_out["terminationMessagePath"] = json!("/dev/termination-log");
     rig.relay(json!({
         "models": models(true),
         "replicas": 2,
         "queue": { "maxRequests": 1000, "maxBytes": "256Mi", "timeoutSeconds": 60 },
         "service": { "type": "ClusterIP", "port": 80 },
         "drainSeconds": 300,
-        "podTemplate": { "spec": { "terminationGracePeriodSeconds": 315 } },
+        "podTemplate": { "spec": {
+            "terminationGracePeriodSeconds": 315,
+            "restartPolicy": "Always",
+            "containers": [sidecar("b"), spelled_out],
+            "tolerations": [tolerated("d"), tolerated("c")],
+            "volumes": [{ "name": "v", "secret": { "secretName": "s", "defaultMode": 420 } }],
+        } },
     }))
     .await;
     let writes = rig.turn_writes().await;
     assert_eq!(writes, ["patch modelrelays/status/main"], "observedGeneration");
+}
+
+#[tokio::test]
+async fn another_image_changes_the_deployment_alone() {
+    let Some(rig) = Rig::new().await else { return };
+    rig.relay(json!({})).await;
+    rig.turn().await.unwrap();
+    rig.settle().await;
+    rig.relay(json!({ "image": { "tag": "0.2.0" } })).await;
+    let mut writes = rig.turn_writes().await;
+    writes.retain(|write| !write.ends_with("events/-"));
+    assert_eq!(writes, ["patch deployments/main-relay", "patch modelrelays/status/main"]);
 }
 
 #[tokio::test]
