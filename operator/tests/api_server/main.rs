@@ -7,6 +7,7 @@ mod apply;
 mod examples;
 mod examples_run;
 mod faults;
+mod follows;
 mod lease;
 mod pool;
 mod pool_pods;

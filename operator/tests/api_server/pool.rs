@@ -208,6 +208,31 @@ async fn a_managed_pool_has_all_its_children_and_is_written_once() {
 }
 
 #[tokio::test]
+async fn another_image_changes_the_pods_that_run_it_and_no_others() {
+    let Some(rig) = Rig::new("pool").await else { return };
+    rig.relay(json!({})).await;
+    let with = |engine: &str, worker: Value| {
+        json!({
+            "relayRef": { "name": "main" },
+            "backend": { "container": { "image": engine, "ports": [{ "containerPort": 8000 }] } },
+            "managed": { "image": worker },
+        })
+    };
+    rig.pool(with("engine:1", json!({}))).await;
+    rig.until("Available", "False/NoMatchingNodes").await;
+    let changed = async |spec: Value| {
+        let before = rig.versions().await;
+        rig.pool(spec).await;
+        rig.turn().await.unwrap();
+        let mut after = rig.versions().await;
+        after.retain(|child| !before.contains(child) && !child.starts_with("WorkerPool/"));
+        after.iter().map(|child| child.split('@').next().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(changed(with("engine:1", json!({ "tag": "0.2.0" }))).await, ["DaemonSet/gpu-worker"]);
+    assert_eq!(changed(with("engine:2", json!({ "tag": "0.2.0" }))).await, ["DaemonSet/gpu-engine"]);
+}
+
+#[tokio::test]
 async fn what_is_edited_or_deleted_by_hand_is_put_back() {
     let Some(rig) = Rig::new("pool").await else { return };
     rig.relay(json!({})).await;
