@@ -13,7 +13,6 @@ use modelrelay_operator::controller::Operator;
 use modelrelay_operator::lease::{Elector, LeaseSettings};
 use modelrelay_operator::metrics::Metrics;
 use modelrelay_operator::{check, ops};
-use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
@@ -72,7 +71,7 @@ async fn serve(args: &RunArgs) -> anyhow::Result<()> {
     let client = client().await?;
     let metrics = Metrics::new();
     let stop = stop_on_signals()?;
-    let listener = TcpListener::bind(args.ops_listen)
+    let listener = ops::bind(args.ops_listen)
         .await
         .with_context(|| format!("bind the operations port {}", args.ops_listen))?;
     info!(operations = %listener.local_addr()?, version = env!("CARGO_PKG_VERSION"), "Operator runs");
