@@ -25,7 +25,7 @@ use crate::metrics::WayGauges;
 use crate::replicas::Claim;
 use crate::session::{self, Ended, Part};
 
-/// How often the host name of a way is looked up, besides whenever a session ends.
+/// How often the host name of a way is looked up, besides whenever a session ends, and sooner while it has no address.
 const LOOK_UP_EVERY: Duration = Duration::from_secs(10);
 
 /// Lookups are this far apart at least.
@@ -77,6 +77,7 @@ async fn keep_all(way: &Arc<Way>) {
     let core = &way.core;
     let mut tasks = JoinSet::new();
     let mut kept: BTreeMap<SocketAddr, CancellationToken> = BTreeMap::new();
+    let mut pace = Pace::default();
     loop {
         let found = tokio::select! {
             found = core.relays[way.index].resolve() => found,
@@ -110,8 +111,15 @@ async fn keep_all(way: &Arc<Way>) {
             tokio::time::sleep(LOOK_UP_PAUSE).await;
             way.look_up.notified().await;
         };
+        // A name that a cluster has not published yet comes soon, and nothing else is left to try.
+        let wait = if kept.is_empty() {
+            pace.after(Attempt::Ended { lived: Duration::ZERO }, rand::random())
+        } else {
+            pace = Pace::default();
+            LOOK_UP_EVERY
+        };
         tokio::select! {
-            () = tokio::time::sleep(LOOK_UP_EVERY) => {}
+            () = tokio::time::sleep(wait) => {}
             () = asked => {}
             () = core.drain.cancelled() => break,
             () = core.kill.cancelled() => return,
