@@ -10,6 +10,7 @@
     reason = "what goes wrong here is a failed test, and its tasks end with it"
 )]
 
+mod helm;
 mod placement;
 mod quick_start;
 mod serving;

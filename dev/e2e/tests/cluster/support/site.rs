@@ -165,7 +165,13 @@ impl Drop for Site<'_> {
         look(&["get", "events", "--namespace", self.name(), "--sort-by=.lastTimestamp"]);
         let ours = "--selector=app.kubernetes.io/managed-by=modelrelay-operator";
         look(&["logs", ours, "--namespace", self.name(), "--prefix", "--tail=30"]);
-        look(&["logs", "--selector=app.kubernetes.io/name=modelrelay", "--namespace", SYSTEM, "--tail=30"]);
+        look(&[
+            "logs",
+            "--selector=app.kubernetes.io/name=modelrelay-operator",
+            "--namespace",
+            SYSTEM,
+            "--tail=30",
+        ]);
     }
 }
 
