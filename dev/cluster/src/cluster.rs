@@ -82,12 +82,12 @@ impl Cluster {
         plane.bind_user("system:kube-proxy", "system:node-proxier")?;
         let mut nodes = Vec::new();
         for index in 0..count {
-            let mut node = Node::new(index, &plane, &network, node_tools)?;
+            let node = Node::new(index, &plane, &network, node_tools)?;
             node.start(&plane, &network, node_tools, &pause)?;
             nodes.push(node);
         }
         let dns = dns::start(&plane, &network)?;
-        nodes.iter_mut().try_for_each(|node| node.wait_ready(&plane))?;
+        nodes.iter().try_for_each(|node| node.wait_ready(&plane))?;
         Ok(Self { tools: node_tools.clone(), pause, nodes, fakes: None, dns, plane, network })
     }
 
@@ -149,7 +149,7 @@ impl Cluster {
     ///
     /// # Errors
     /// When there is no such node.
-    pub fn kill_node(&mut self, node: &str) -> Result<()> {
+    pub fn kill_node(&self, node: &str) -> Result<()> {
         let (_, position) = self.position(node)?;
         self.nodes[position].kill();
         Ok(())
@@ -159,7 +159,7 @@ impl Cluster {
     ///
     /// # Errors
     /// When it does not start.
-    pub fn start_node(&mut self, node: &str) -> Result<()> {
+    pub fn start_node(&self, node: &str) -> Result<()> {
         let (_, position) = self.position(node)?;
         let Self { tools, pause, nodes, plane, network, .. } = self;
         nodes[position].start(plane, network, tools, pause)?;
@@ -170,7 +170,7 @@ impl Cluster {
     ///
     /// # Errors
     /// When there is no such node.
-    pub fn kill_kubelet(&mut self, node: &str) -> Result<()> {
+    pub fn kill_kubelet(&self, node: &str) -> Result<()> {
         let (_, position) = self.position(node)?;
         self.nodes[position].kill_kubelet();
         Ok(())
@@ -180,7 +180,7 @@ impl Cluster {
     ///
     /// # Errors
     /// When it does not start.
-    pub fn start_kubelet(&mut self, node: &str) -> Result<()> {
+    pub fn start_kubelet(&self, node: &str) -> Result<()> {
         let (_, position) = self.position(node)?;
         let Self { tools, nodes, plane, .. } = self;
         nodes[position].start_kubelet(plane, tools)
@@ -197,7 +197,7 @@ impl Cluster {
     /// # Errors
     /// When the guard cannot be sent away.
     pub fn leave(mut self) -> Result<PathBuf> {
-        self.nodes.iter_mut().for_each(Node::leave);
+        self.nodes.iter().for_each(Node::leave);
         if let Some(fakes) = self.fakes {
             fakes.leave();
         }

@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -32,7 +33,7 @@ pub struct Node {
     name: String,
     address: Ipv4Addr,
     layout: Layout,
-    running: Option<Running>,
+    running: Mutex<Option<Running>>,
 }
 
 /// What runs on a node, in the order in which it goes.
@@ -57,7 +58,7 @@ impl Node {
             authority: plane.authority().certificate.clone(),
             dns: plan.dns_service(),
         };
-        let node = Self { index, name, address: plan.node(index), layout, running: None };
+        let node = Self { index, name, address: plan.node(index), layout, running: Mutex::default() };
         node.layout.write()?;
         node.write_credentials(plane)?;
         Ok(node)
@@ -80,7 +81,8 @@ impl Node {
     /// # Errors
     /// When the node does not run.
     pub fn command(&self, program: &Path) -> Result<Command> {
-        let running = self.running.as_ref().with_context(|| format!("{} does not run", self.name))?;
+        let running = self.running();
+        let running = running.as_ref().with_context(|| format!("{} does not run", self.name))?;
         Ok(running.room.door().command(program))
     }
 
@@ -109,13 +111,13 @@ impl Node {
 
     /// Starts everything, without waiting until the node is ready.
     pub(crate) fn start(
-        &mut self,
+        &self,
         plane: &ControlPlane,
         network: &Network,
         tools: &NodeTools,
         pause: &Path,
     ) -> Result<()> {
-        if self.running.is_some() {
+        if self.running().is_some() {
             bail!("{} runs already", self.name);
         }
         self.layout.make_cgroups()?;
@@ -147,21 +149,22 @@ impl Node {
         ]);
         command.arg("--kubeconfig").arg(self.layout.folder.join("proxy.kubeconfig"));
         let proxy = self.spawn("kube-proxy", &mut command, plane)?;
-        self.running = Some(Running { proxy, kubelet, containerd, room });
+        *self.running() = Some(Running { proxy, kubelet, containerd, room });
         Ok(())
     }
 
     /// Waits until the API server calls it ready.
-    pub(crate) fn wait_ready(&mut self, plane: &ControlPlane) -> Result<()> {
+    pub(crate) fn wait_ready(&self, plane: &ControlPlane) -> Result<()> {
         let path = format!("/api/v1/nodes/{}", self.name);
-        let running = self.running.as_mut().with_context(|| format!("{} does not run", self.name))?;
+        let mut running = self.running();
+        let running = running.as_mut().with_context(|| format!("{} does not run", self.name))?;
         let kubelet = running.kubelet.as_mut().with_context(|| format!("{} has no kubelet", self.name))?;
         kubelet.wait_ready(READY_LIMIT, || is_ready(&plane.api().find(&path).ok()??).then_some(()))
     }
 
     /// Kills all of it at once, as a machine that loses its power. Its containers are gone, its disk is not.
-    pub(crate) fn kill(&mut self) {
-        if let Some(Running { proxy, kubelet, containerd, room }) = self.running.take() {
+    pub(crate) fn kill(&self) {
+        if let Some(Running { proxy, kubelet, containerd, room }) = self.running().take() {
             // The first of its processes takes the others along.
             drop(room);
             drop((proxy, kubelet, containerd));
@@ -169,18 +172,16 @@ impl Node {
     }
 
     /// Kills the kubelet; containers go on.
-    pub(crate) fn kill_kubelet(&mut self) {
-        if let Some(running) = &mut self.running {
+    pub(crate) fn kill_kubelet(&self) {
+        if let Some(running) = &mut *self.running() {
             drop(running.kubelet.take());
         }
     }
 
-    pub(crate) fn start_kubelet(&mut self, plane: &ControlPlane, tools: &NodeTools) -> Result<()> {
-        let Some(running) = &self.running else { bail!("{} does not run", self.name) };
-        let kubelet = self.spawn_kubelet(plane, tools, running.room.door())?;
-        if let Some(running) = &mut self.running {
-            running.kubelet = Some(kubelet);
-        }
+    pub(crate) fn start_kubelet(&self, plane: &ControlPlane, tools: &NodeTools) -> Result<()> {
+        let mut running = self.running();
+        let Some(running) = &mut *running else { bail!("{} does not run", self.name) };
+        running.kubelet = Some(self.spawn_kubelet(plane, tools, running.room.door())?);
         Ok(())
     }
 
@@ -205,8 +206,8 @@ impl Node {
     }
 
     /// Everything of it stays when this value goes.
-    pub(crate) fn leave(&mut self) {
-        if let Some(Running { proxy, kubelet, containerd, room }) = &mut self.running {
+    pub(crate) fn leave(&self) {
+        if let Some(Running { proxy, kubelet, containerd, room }) = &mut *self.running() {
             proxy.leave();
             containerd.leave();
             room.leave();
@@ -214,6 +215,10 @@ impl Node {
                 kubelet.leave();
             }
         }
+    }
+
+    fn running(&self) -> MutexGuard<'_, Option<Running>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn index(&self) -> u8 {
@@ -227,7 +232,7 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        let left = self.running.as_ref().is_some_and(|running| running.room.is_left());
+        let left = self.running().as_ref().is_some_and(|running| running.room.is_left());
         if !left {
             self.kill();
         }

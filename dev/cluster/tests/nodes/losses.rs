@@ -32,7 +32,7 @@ fn a_node_without_its_cable_is_missed_and_keeps_its_pods() {
 
 #[test]
 fn a_node_that_loses_its_power_comes_back_with_new_containers() {
-    let Some(mut cluster) = shared() else { return };
+    let Some(cluster) = shared() else { return };
     let namespace = namespace(cluster.control_plane(), "power");
     run_pod(cluster.control_plane(), &namespace, "lost", &busybox(Some("node2"), &["sleep", "1000"]));
     let before = container(&ready_pod(cluster.control_plane(), &namespace, "lost"));
@@ -48,7 +48,7 @@ fn a_node_that_loses_its_power_comes_back_with_new_containers() {
 
 #[test]
 fn containers_outlive_their_kubelet() {
-    let Some(mut cluster) = shared() else { return };
+    let Some(cluster) = shared() else { return };
     let namespace = namespace(cluster.control_plane(), "kubelet");
     run_pod(cluster.control_plane(), &namespace, "kept", &busybox(Some("node1"), &["sleep", "1000"]));
     let before = container(&ready_pod(cluster.control_plane(), &namespace, "kept"));
