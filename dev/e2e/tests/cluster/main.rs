@@ -11,6 +11,7 @@
 )]
 
 mod helm;
+mod in_force;
 mod placement;
 mod quick_start;
 mod serving;

@@ -10,9 +10,11 @@ use tokio::sync::{Mutex, MutexGuard, OnceCell};
 
 mod images;
 pub(crate) mod readme;
+mod relay_pod;
 mod site;
 
 pub(crate) use images::{BUSYBOX, STUB, STUB_PORT};
+pub(crate) use relay_pod::{RelayPod, bearing};
 pub(crate) use site::{Part, Site, condition};
 
 /// What a test waits for at most.

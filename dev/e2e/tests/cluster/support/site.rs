@@ -72,6 +72,19 @@ impl<'a> Site<'a> {
         self.api().get(&format!("{}/{name}", self.path(kind))).unwrap()
     }
 
+    /// Returns what a Secret holds under a key.
+    pub(crate) fn secret(&self, name: &str, key: &str) -> String {
+        let template = format!("--output=go-template={{{{ index .data {key:?} | base64decode }}}}");
+        let mut kubectl = self.suite.plane().kubectl();
+        let output = kubectl.args(["--namespace", self.name(), "get", "secret", name, &template]).output();
+        succeeded(&format!("kubectl get secret {name}"), &output.unwrap())
+    }
+
+    /// Deletes an object; what it owns goes after it.
+    pub(crate) fn delete(&self, kind: &str, name: &str) {
+        self.api().delete(&format!("{}/{name}", self.path(kind))).unwrap();
+    }
+
     /// Waits until an object is as wanted, and returns it.
     pub(crate) fn until(&self, what: &str, kind: &str, name: &str, wanted: impl Fn(&Value) -> bool) -> Value {
         let path = format!("{}/{name}", self.path(kind));
@@ -137,6 +150,16 @@ impl<'a> Site<'a> {
         json!({
             "apiVersion": "modelrelay.io/v1alpha1", "kind": "WorkerPool", "metadata": { "name": name }, "spec": spec,
         })
+    }
+
+    /// A pool of one node, with the stub for one model.
+    pub(crate) fn stub_pool(name: &str, model: &str, slots: u32) -> Value {
+        let more = json!({
+            "maxConcurrentRequests": slots,
+            "backend": { "container": Self::stub_container(model) },
+            "managed": { "nodeSelector": { "kubernetes.io/hostname": "node2" } },
+        });
+        Self::pool(name, &more)
     }
 
     /// The stub as a pool's `backend.container`, for one model.
