@@ -102,6 +102,11 @@ impl Program {
         self.folder.path().join(name)
     }
 
+    /// Returns its process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Ends it as `kill -9` does.
     pub fn kill(&mut self) {
         self.child.kill().unwrap();
