@@ -12,6 +12,7 @@
 
 mod helm;
 mod in_force;
+mod node_loss;
 mod off_cluster;
 mod placement;
 mod quick_start;

@@ -3,7 +3,7 @@
 use dev_e2e::client::{CHAT, Ended, ask, chat, post};
 use serde_json::{Value, json};
 
-use crate::support::{Part, Site, Suite, suite};
+use crate::support::{Part, Site, Suite, suite, verdict};
 
 const GPU: &str = "nvidia.com/gpu";
 
@@ -16,12 +16,6 @@ impl Drop for Gpu<'_> {
     }
 }
 
-fn available_reason(pool: &Value) -> &str {
-    let conditions = pool["status"]["conditions"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let available = conditions.iter().find(|condition| condition["type"] == "Available");
-    available.and_then(|condition| condition["reason"].as_str()).unwrap_or_default()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pool_follows_the_label_of_gpu_nodes_and_only_its_engine_asks_for_the_gpu() {
     let Some(suite) = suite().await else { return };
@@ -30,7 +24,9 @@ async fn a_pool_follows_the_label_of_gpu_nodes_and_only_its_engine_asks_for_the_
     container["resources"] = json!({ "limits": { GPU: 1 } });
     let pool = Site::pool("gpus", &json!({ "backend": { "container": container } }));
     site.apply(&[Site::relay("main", &json!({})), pool]);
-    site.until("no node matches", "workerpools", "gpus", |pool| available_reason(pool) == "NoMatchingNodes");
+    site.until("no node matches", "workerpools", "gpus", |pool| {
+        verdict(pool, "Available").1 == "NoMatchingNodes"
+    });
 
     let _gpu = Gpu(&suite);
     suite.cluster.set_gpus("node2", 1).unwrap();
@@ -55,5 +51,7 @@ async fn a_pool_follows_the_label_of_gpu_nodes_and_only_its_engine_asks_for_the_
     for part in [Part::Worker, Part::Engine] {
         site.pods_until("none is left", part, "gpus", <[Value]>::is_empty);
     }
-    site.until("no node matches", "workerpools", "gpus", |pool| available_reason(pool) == "NoMatchingNodes");
+    site.until("no node matches", "workerpools", "gpus", |pool| {
+        verdict(pool, "Available").1 == "NoMatchingNodes"
+    });
 }

@@ -15,7 +15,7 @@ mod site;
 
 pub(crate) use images::{BUSYBOX, STUB, STUB_PORT};
 pub(crate) use relay_pod::{RelayPod, bearing};
-pub(crate) use site::{Part, Site, condition};
+pub(crate) use site::{Part, Site, condition, verdict};
 
 /// What a test waits for at most.
 pub(crate) const LIMIT: Duration = Duration::from_secs(120);

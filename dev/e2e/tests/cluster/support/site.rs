@@ -200,7 +200,13 @@ impl Drop for Site<'_> {
 
 /// Returns the status of a condition; empty when it has none.
 pub(crate) fn condition(object: &Value, kind: &str) -> String {
+    verdict(object, kind).0
+}
+
+/// Returns status, reason and message of a condition; empty when it has none.
+pub(crate) fn verdict(object: &Value, kind: &str) -> (String, String, String) {
     let conditions = object["status"]["conditions"].as_array().map(Vec::as_slice).unwrap_or_default();
     let found = conditions.iter().find(|condition| condition["type"] == kind);
-    found.map_or_else(String::new, |condition| condition["status"].as_str().unwrap().to_owned())
+    let text = |field| found.and_then(|condition| condition[field].as_str()).unwrap_or_default().to_owned();
+    (text("status"), text("reason"), text("message"))
 }
