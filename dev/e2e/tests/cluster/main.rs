@@ -15,6 +15,8 @@ mod in_force;
 mod node_loss;
 mod off_cluster;
 mod placement;
+mod pod_security;
 mod quick_start;
+mod rights;
 mod serving;
 mod support;

@@ -38,6 +38,12 @@ impl<'a> Site<'a> {
         Self { suite, namespace: suite.plane().namespace(prefix).unwrap() }
     }
 
+    /// A namespace that takes only pods which keep to the rules of Pod Security's level "restricted".
+    pub(crate) fn restricted(suite: &'a Suite, prefix: &str) -> Self {
+        let labels = [("pod-security.kubernetes.io/enforce", "restricted")];
+        Self { suite, namespace: suite.plane().labelled_namespace(prefix, &labels).unwrap() }
+    }
+
     pub(crate) fn name(&self) -> &str {
         self.namespace.name()
     }
