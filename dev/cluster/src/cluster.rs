@@ -137,6 +137,14 @@ impl Cluster {
         self.nodes.iter().try_for_each(|node| node::load_image(&self.tools, node.folder(), archive))
     }
 
+    /// Gives an image of every node one more name.
+    ///
+    /// # Errors
+    /// When a node has no such image.
+    pub fn tag_image(&self, name: &str, more: &str) -> Result<()> {
+        self.nodes.iter().try_for_each(|node| node::tag_image(&self.tools, node.folder(), name, more))
+    }
+
     /// Pulls a node's network cable, or plugs it in again.
     ///
     /// # Errors

@@ -1,5 +1,6 @@
 //! One node: containerd, a kubelet and kube-proxy in a room of their own.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::net::Ipv4Addr;
 use std::os::unix::net::UnixStream;
@@ -253,12 +254,22 @@ pub(crate) fn is_ready(node: &serde_json::Value) -> bool {
 
 /// Gives a node the images of an archive; `node` is the node's folder.
 pub(crate) fn load_image(tools: &NodeTools, node: &Path, archive: &Path) -> Result<()> {
+    let what = format!("load {}", archive.display());
+    images(tools, node, &what, &["import".as_ref(), "--local".as_ref(), archive.as_os_str()])
+}
+
+/// Gives an image of a node one more name.
+pub(crate) fn tag_image(tools: &NodeTools, node: &Path, name: &str, more: &str) -> Result<()> {
+    images(tools, node, &format!("tag {name}"), &["tag".as_ref(), name.as_ref(), more.as_ref()])
+}
+
+fn images(tools: &NodeTools, node: &Path, what: &str, arguments: &[&OsStr]) -> Result<()> {
     let mut command = Command::new(tools.find("ctr")?);
     command.arg("--address").arg(node.join("containerd.sock"));
-    command.args(["--namespace", "k8s.io", "images", "import", "--local"]).arg(archive);
+    command.args(["--namespace", "k8s.io", "images"]).args(arguments);
     let output = command.output().context("start ctr")?;
     if !output.status.success() {
-        bail!("load {}: {}", archive.display(), String::from_utf8_lossy(&output.stderr).trim());
+        bail!("{what}: {}", String::from_utf8_lossy(&output.stderr).trim());
     }
     Ok(())
 }
