@@ -10,8 +10,10 @@
     reason = "what goes wrong here is a failed test, and its tasks end with it"
 )]
 
+mod disturbances;
 mod helm;
 mod in_force;
+mod load;
 mod node_loss;
 mod off_cluster;
 mod placement;

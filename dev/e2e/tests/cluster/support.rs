@@ -47,8 +47,12 @@ fn start() -> Option<Suite> {
         std::io::stderr().write_all(format!("SKIPPED: {error}\n").as_bytes()).unwrap();
         return None;
     }
-    // A node is missed after ten seconds instead of forty.
-    let flags = ["--node-monitor-grace-period=10s", "--node-monitor-period=1s"];
+    // A node is missed after ten seconds instead of forty, and autoscalers look every second instead of every 15.
+    let flags = [
+        "--node-monitor-grace-period=10s",
+        "--node-monitor-period=1s",
+        "--horizontal-pod-autoscaler-sync-period=1s",
+    ];
     let controller_manager_flags = flags.map(str::to_owned).to_vec();
     let options = ClusterOptions { nodes: 2, controller_manager_flags, ..ClusterOptions::default() };
     let suite = Suite { cluster: Cluster::start(&tools, &node_tools, options).unwrap(), helm };
