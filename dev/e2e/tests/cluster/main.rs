@@ -18,6 +18,7 @@ mod node_loss;
 mod off_cluster;
 mod placement;
 mod pod_security;
+mod policies;
 mod quick_start;
 mod rights;
 mod serving;

@@ -13,19 +13,25 @@ use crate::api::ModelRelay;
 use crate::naming::{NAME, OPERATOR};
 use crate::options::Options;
 
-/// The client port from anywhere, the operations port from the operator. What relays call is not bounded: they call nobody.
+/// The client port from anywhere, the operations port from the operator and from whoever scrapes metrics in the cluster:
+/// all else on it takes a token. What relays call is not bounded: they call nobody.
 pub fn network_policy(relay: &ModelRelay, options: &Options) -> NetworkPolicy {
     let operator = NetworkPolicyPeer {
         namespace_selector: Some(labelled("kubernetes.io/metadata.name", &options.namespace)),
         pod_selector: Some(labelled(NAME, OPERATOR)),
         ..NetworkPolicyPeer::default()
     };
+    let scrapers = NetworkPolicyPeer {
+        namespace_selector: Some(LabelSelector::default()),
+        ..NetworkPolicyPeer::default()
+    };
+    let operations = rule(i32::from(OPS_PORT), Some(vec![operator, scrapers]));
     NetworkPolicy {
         metadata: workload(relay),
         spec: Some(NetworkPolicySpec {
             pod_selector: Some(pods(relay)),
             policy_types: Some(vec!["Ingress".to_owned()]),
-            ingress: Some(vec![rule(CLIENT_PORT, None), rule(i32::from(OPS_PORT), Some(vec![operator]))]),
+            ingress: Some(vec![rule(CLIENT_PORT, None), operations]),
             ..NetworkPolicySpec::default()
         }),
     }

@@ -10,10 +10,14 @@ use super::{OPS_PORT, metadata};
 use crate::naming::{Part, pool};
 use crate::worker_pool::validate::{Engine, Managed};
 
-/// Workers dial out; only their operations port is called.
+/// Workers dial out; only their operations port is called, by the operator and whoever scrapes metrics: pods of the cluster.
 pub(super) fn worker(managed: &Managed) -> NetworkPolicy {
     let name = &managed.owner.name;
-    policy(Part::Worker, pool::worker(name), name, i32::from(OPS_PORT), None)
+    let pods = NetworkPolicyPeer {
+        namespace_selector: Some(LabelSelector::default()),
+        ..NetworkPolicyPeer::default()
+    };
+    policy(Part::Worker, pool::worker(name), name, i32::from(OPS_PORT), pods)
 }
 
 /// The engine is for the workers of its pool.
@@ -23,20 +27,14 @@ pub(super) fn engine(managed: &Managed, engine: &Engine) -> NetworkPolicy {
         pod_selector: Some(selector(Part::Worker, name)),
         ..NetworkPolicyPeer::default()
     };
-    policy(Part::Engine, pool::engine(name), name, engine.port, Some(vec![workers]))
+    policy(Part::Engine, pool::engine(name), name, engine.port, workers)
 }
 
 fn selector(part: Part, pool: &str) -> LabelSelector {
     LabelSelector { match_labels: Some(part.selector(pool)), ..LabelSelector::default() }
 }
 
-fn policy(
-    part: Part,
-    name: String,
-    pool: &str,
-    port: i32,
-    from: Option<Vec<NetworkPolicyPeer>>,
-) -> NetworkPolicy {
+fn policy(part: Part, name: String, pool: &str, port: i32, from: NetworkPolicyPeer) -> NetworkPolicy {
     let port = NetworkPolicyPort {
         port: Some(IntOrString::Int(port)),
         protocol: Some(String::from("TCP")),
@@ -47,7 +45,7 @@ fn policy(
         spec: Some(NetworkPolicySpec {
             pod_selector: Some(selector(part, pool)),
             policy_types: Some(vec![String::from("Ingress")]),
-            ingress: Some(vec![NetworkPolicyIngressRule { from, ports: Some(vec![port]) }]),
+            ingress: Some(vec![NetworkPolicyIngressRule { from: Some(vec![from]), ports: Some(vec![port]) }]),
             ..NetworkPolicySpec::default()
         }),
     }
