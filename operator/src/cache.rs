@@ -136,6 +136,7 @@ where
 {
     async fn run(mut self, metrics: Arc<Metrics>, mut seen: impl FnMut(Seen<'_, K>)) {
         let kind = K::kind(&()).into_owned();
+        metrics.watch_kept(&kind);
         let events = watcher(self.api, self.config)
             .backoff(Retry::default())
             .modify(|object: &mut K| object.managed_fields_mut().clear());

@@ -86,6 +86,11 @@ impl Metrics {
         }
     }
 
+    /// Notes a watch that is kept: its errors are counted from none, or an increase would not show the first one.
+    pub fn watch_kept(&self, kind: &str) {
+        self.watch_errors.with_label_values(&[kind]);
+    }
+
     /// Counts a watch that broke.
     pub fn watch_failed(&self, kind: &str) {
         self.watch_errors.with_label_values(&[kind]).inc();
@@ -122,6 +127,14 @@ mod tests {
                 (bare(cells[1]), bare(cells[2]), labels)
             })
             .collect()
+    }
+
+    #[test]
+    fn a_watch_that_never_broke_has_no_errors() {
+        let metrics = Metrics::new();
+        metrics.watch_kept("Pod");
+        let text = metrics.render();
+        assert!(text.contains("modelrelay_operator_watch_errors_total{kind=\"Pod\"} 0\n"), "{text}");
     }
 
     #[test]

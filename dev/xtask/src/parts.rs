@@ -28,6 +28,8 @@ pub(crate) enum Part {
     Nginx,
     /// The one on PATH, else Debian's.
     Promtool,
+    /// The one on PATH, else Debian's.
+    Prometheus,
     /// The dependency checker.
     CargoDeny,
     /// All programs of Kubernetes in one file.
@@ -61,6 +63,7 @@ impl Part {
             Self::PythonSdks => python::sdks(),
             Self::Nginx => program("nginx", &debian::NGINX),
             Self::Promtool => program("promtool", &debian::PROMTOOL),
+            Self::Prometheus => program("prometheus", &debian::PROMETHEUS),
             Self::CargoDeny => cargo_deny::install(),
             Self::Kube => go::kube(),
             Self::Etcd => debian::unpack(&debian::ETCD),

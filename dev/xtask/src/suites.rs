@@ -106,6 +106,7 @@ const CLUSTER: &[(&str, Part)] = &[
     ("MODELRELAY_LUA", Part::Lua),
     ("MODELRELAY_KWOK", Part::Kwok),
     ("MODELRELAY_BUSYBOX", Part::Busybox),
+    ("MODELRELAY_PROMETHEUS", Part::Prometheus),
 ];
 
 /// Parts and the variables that name them.

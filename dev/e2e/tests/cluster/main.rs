@@ -21,5 +21,6 @@ mod pod_security;
 mod policies;
 mod quick_start;
 mod rights;
+mod scrape;
 mod serving;
 mod support;

@@ -63,6 +63,8 @@ pub(crate) const LLAMA_SERVER: Package = Package {
 };
 pub(crate) const NGINX: Package = Package::with_its_libraries("nginx", "usr/sbin/nginx");
 pub(crate) const PROMTOOL: Package = Package::with_its_libraries("promtool", "usr/bin/promtool").of("forky");
+pub(crate) const PROMETHEUS: Package =
+    Package::with_its_libraries("prometheus", "usr/bin/prometheus").of("forky");
 // The version that Argo CD speaks.
 pub(crate) const LUA: Package = Package::with_its_libraries("lua5.1", "usr/bin/lua5.1");
 pub(crate) const ETCD: Package = Package::with_its_libraries("etcd-server", "usr/bin/etcd").of("forky");
