@@ -18,7 +18,7 @@ impl Fleet {
     pub fn put(&self, (namespace, name): (&str, &str), view: RelayView) -> bool {
         let (key, view) = ((namespace.to_owned(), name.to_owned()), Arc::new(view));
         let before = self.locked().insert(key, view.clone());
-        let known = |view: &RelayView| view.is_known().then(|| view.workers());
+        let known = |view: &RelayView| (view.is_ready(), view.is_known().then(|| view.workers()));
         before.map(|view| known(&view)) != Some(known(&view))
     }
 
@@ -88,6 +88,11 @@ impl WorkerState {
 }
 
 impl RelayView {
+    /// Whether any pod is Ready.
+    pub fn is_ready(&self) -> bool {
+        !self.answers.is_empty()
+    }
+
     /// Whether any pod answered: without an answer nothing can be counted.
     pub fn is_known(&self) -> bool {
         self.answers.values().any(Result::is_ok)

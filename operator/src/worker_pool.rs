@@ -310,8 +310,10 @@ async fn report(
         // A relay that takes new settings wakes its pools, but may be known before its settings are.
         turn.look_again(SLOW_POLL);
     }
-    let view = ctx.fleet.view(&relay_namespace, &relay).filter(|view| view.is_known());
-    let workers = view.map(|view| view.workers_of(&owner.namespace, &owner.name));
+    let view = ctx.fleet.view(&relay_namespace, &relay);
+    let no_relay = view.as_ref().is_some_and(|view| !view.is_ready());
+    let workers =
+        view.filter(|view| view.is_known()).map(|view| view.workers_of(&owner.namespace, &owner.name));
     let facts = Facts {
         kind: pool.spec.kind,
         generation: pool.metadata.generation,
@@ -321,6 +323,7 @@ async fn report(
         engine_pending: turn.engine_pending,
         rollout: turn.rollout.as_ref(),
         refused: refused.as_deref(),
+        no_relay,
         workers: workers.as_deref(),
         troubled: troubled(ctx, &sets),
         in_force: join.as_ref().is_some_and(|(_, in_force)| *in_force),

@@ -76,6 +76,8 @@ pub(super) struct Facts<'a> {
     pub(super) rollout: Option<&'a Plan>,
     /// Why pods are not created.
     pub(super) refused: Option<&'a str>,
+    /// Whether it is known that no relay is ready.
+    pub(super) no_relay: bool,
     /// The pool's workers, as the relays see them. None when no relay can be asked.
     pub(super) workers: Option<&'a [Worker]>,
     /// Pods of the pool that do not run, whether or not their workers are known to relays.
@@ -219,6 +221,10 @@ fn managed_available(facts: &Facts<'_>) -> Verdict {
             facts.looks_for
         );
         return verdict(Truth::False, reason::NO_MATCHING_NODES, &message);
+    }
+    if facts.no_relay && facts.refused.is_none() {
+        let message = "no relay is ready; the conditions of the ModelRelay say why";
+        return verdict(Truth::False, reason::NO_READY_RELAY, message);
     }
     let ready = match facts.workers {
         Some(workers) => workers.iter().any(|worker| worker.state == WorkerState::Ready),
@@ -419,6 +425,7 @@ mod tests {
             engine_pending: false,
             rollout: None,
             refused: None,
+            no_relay: false,
             workers: None,
             troubled: Vec::new(),
             join_secret: None,
@@ -451,6 +458,11 @@ mod tests {
                 "relays cannot be asked, pods are ready",
                 base.clone(),
                 "True/Accepted True/Resolved False/Complete True/Available True/Ready",
+            ),
+            (
+                "no relay is ready, pods are",
+                Facts { no_relay: true, ..base.clone() },
+                "True/Accepted True/Resolved False/Complete False/NoReadyRelay False/NoReadyRelay",
             ),
             (
                 "relays cannot be asked, no pod is ready",
