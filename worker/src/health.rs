@@ -26,6 +26,9 @@ const MAX_PROBE_BYTES: usize = 4 * 1024 * 1024;
 /// The first wait after the backend turned unhealthy; each further one is twice as long, up to the interval.
 const FIRST_RETRY: Duration = Duration::from_millis(250);
 
+/// No wait is longer while the backend starts: whoever waits for the first answer waits for the probe as well.
+const LONGEST_START_RETRY: Duration = Duration::from_secs(1);
+
 /// What relays are told of the backend.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct BackendState {
@@ -106,11 +109,12 @@ impl Judge {
                 if !certain {
                     return (None, config.interval());
                 }
-                let wait = self.wait.min(config.interval());
+                let mut wait = self.wait.min(config.interval());
                 self.wait = wait.saturating_mul(2);
                 if !self.ever_healthy {
                     let limit = config.startup_timeout();
                     if running_for < limit {
+                        wait = wait.min(LONGEST_START_RETRY);
                         reason = format!("starting: {reason}");
                     } else if !self.gave_up {
                         self.gave_up = true;
@@ -331,10 +335,21 @@ mod tests {
     fn an_unhealthy_backend_is_looked_at_soon_and_then_less_often() {
         let mut judge = Judge::new();
         let mut wait = |probe| judge.see(probe, false, Duration::ZERO, &config()).1.as_millis();
+        assert_eq!(wait(healthy()), 2000);
         let waits: Vec<_> = (0..5).map(|_| wait(failed(true))).collect();
         assert_eq!(waits, [250, 500, 1000, 2000, 2000]);
         assert_eq!(wait(healthy()), 2000);
         assert_eq!(wait(failed(true)), 250);
+    }
+
+    #[test]
+    fn a_backend_that_starts_is_looked_at_every_second_until_its_time_is_over() {
+        let mut judge = Judge::new();
+        let mut wait =
+            |seconds| judge.see(failed(true), false, Duration::from_secs(seconds), &config()).1.as_millis();
+        let waits: Vec<_> = (0..5).map(&mut wait).collect();
+        assert_eq!(waits, [250, 500, 1000, 1000, 1000]);
+        assert_eq!(wait(5000), 2000);
     }
 
     #[test]
