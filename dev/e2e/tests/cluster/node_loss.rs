@@ -1,5 +1,7 @@
-//! A node that is lost, by its cable or by its power, with a worker and an engine on it.
+//! A node that is lost with a worker and an engine on it: its cable is pulled, of which nobody is told, or all that runs on
+//! it is killed, and connections end.
 
+use std::io::Write as _;
 use std::time::Duration;
 
 use dev_e2e::client::{Answer, CHAT, Ended, ask, chat_for, get, post, try_ask};
@@ -9,7 +11,7 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::support::{RelayPod, STUB, STUB_PORT, Site, Suite, suite, verdict};
+use crate::support::{RelayPod, STUB, STUB_PORT, Site, Suite, suite, verdict, within_limit};
 
 const NODE: &str = "node2";
 /// For so long a worker may be silent before relays give it up.
@@ -108,13 +110,14 @@ async fn sum(relays: &[RelayPod], sample: &str) -> f64 {
 }
 
 /// Loses the node, and checks what becomes of it until everybody knows.
-async fn lose(site: &Site<'_>, relays: &[RelayPod], lose: impl FnOnce()) {
+async fn lose(site: &Site<'_>, relays: &[RelayPod], how: &str, lose: impl FnOnce()) {
     const MOVED: &str = r#"modelrelay_requeues_total{model="m",reason="worker_lost"}"#;
     let Running { waiting, streams } = Running::start(site, relays).await;
     let moved_before = sum(relays, MOVED).await;
     let kept = relays[0].workers("kept").await;
     lose();
-    let limit = Instant::now() + SILENCE + BESIDES;
+    let lost = Instant::now();
+    let limit = lost + SILENCE + BESIDES;
 
     for asked in waiting {
         let (status, worker) = timeout_at(limit, asked).await.expect("what waits is moved in time").unwrap();
@@ -135,6 +138,7 @@ async fn lose(site: &Site<'_>, relays: &[RelayPod], lose: impl FnOnce()) {
         let text = String::from_utf8_lossy(&text);
         assert!(text.contains("worker_lost") && !text.contains("[DONE]"), "{text}");
     }
+    let ended = lost.elapsed();
     #[allow(clippy::cast_precision_loss, reason = "a small number")]
     let moved = EACH as f64;
     assert!((sum(relays, MOVED).await - moved_before - moved).abs() < 0.5);
@@ -148,6 +152,13 @@ async fn lose(site: &Site<'_>, relays: &[RelayPod], lose: impl FnOnce()) {
         verdict(pool, "Available").0 == "False" && pool["status"]["connected"] == 0
     });
     assert!(Instant::now() < limit, "the status came too late: {told:#}");
+    let text = format!(
+        "a node {how}: its requests are moved and its streams end after {:.1} s, the status tells it after {:.1} s\n",
+        ended.as_secs_f64(),
+        lost.elapsed().as_secs_f64(),
+    );
+    // Not by a macro: what those print is shown for failed tests only.
+    std::io::stderr().write_all(text.as_bytes()).unwrap();
     site.until("the relay's status tells it", "modelrelays", "main", |relay| {
         relay["status"]["workers"]["connected"] == 1
     });
@@ -157,7 +168,7 @@ async fn lose(site: &Site<'_>, relays: &[RelayPod], lose: impl FnOnce()) {
 async fn recovered(site: &Site<'_>, relays: &[RelayPod]) {
     site.ready("workerpools", "lost");
     for relay in relays {
-        eventually("the worker is back", async || (relay.workers("lost").await.len() == 1).then_some(()))
+        within_limit("the worker is back", async || (relay.workers("lost").await.len() == 1).then_some(()))
             .await;
         let script = json!({ "head_delay_ms": 0, "chunks": 5 });
         let answer = ask(relay.client, post(CHAT, chat_for("l", true, &script))).await;
@@ -183,11 +194,11 @@ async fn a_lost_node_costs_its_streams_only_and_is_served_again_when_it_is_back(
     let relays = RelayPod::ready(&site, 2);
     recovered(&site, &relays).await;
 
-    lose(&site, &relays, || suite.cluster.connect(NODE, false).unwrap()).await;
+    lose(&site, &relays, "without its cable", || suite.cluster.connect(NODE, false).unwrap()).await;
     suite.cluster.connect(NODE, true).unwrap();
     recovered(&site, &relays).await;
 
-    lose(&site, &relays, || suite.cluster.kill_node(NODE).unwrap()).await;
+    lose(&site, &relays, "that is killed", || suite.cluster.kill_node(NODE).unwrap()).await;
     suite.cluster.start_node(NODE).unwrap();
     recovered(&site, &relays).await;
     let uids = |relays: &[RelayPod]| relays.iter().map(|relay| relay.uid.clone()).collect::<Vec<_>>();

@@ -17,7 +17,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::support::{Part, RelayPod, Site, condition, suite};
+use crate::support::{Part, RelayPod, Site, condition, suite, within_limit};
 
 /// Where the command looks for the engine.
 const ENGINE: &str = "127.0.0.1:8000";
@@ -115,7 +115,7 @@ fn relay(external_url: Option<&str>, template: &str) -> Value {
 async fn joined(relays: &[RelayPod], pool: &str, count: usize) {
     for relay in relays {
         let what = format!("{count} workers of {pool}");
-        eventually(&what, async || (relay.workers(pool).await.len() == count).then_some(())).await;
+        within_limit(&what, async || (relay.workers(pool).await.len() == count).then_some(())).await;
     }
 }
 

@@ -8,13 +8,14 @@ use std::process::Command;
 use std::time::Duration;
 
 use dev_cluster::tool;
-use dev_e2e::client::{Asked, CHAT, Ended, ask, chat, get, post};
+use dev_e2e::client::{Asked, CHAT, Ended, ask, chat, get, post, try_ask};
 use dev_e2e::process::Program;
 use dev_e2e::{eventually, soon};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpSocket;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::support::{LIMIT, Part, RelayPod, SYSTEM, Site, Suite, suite};
 
@@ -229,14 +230,16 @@ async fn a_prometheus_in_the_cluster_scrapes_every_metric_of_the_readme() {
     drop(leaver);
     idle(&relay).await;
     // A worker that dies with a request.
-    let moved = Asked::new(relay.client, post(CHAT, chat(false, &json!({ "head_delay_ms": 8000 }))));
+    let moved = try_ask(relay.client, post(CHAT, chat(false, &json!({ "head_delay_ms": 10_000 }))));
+    let moved = AbortOnDropHandle::new(tokio::spawn(moved));
     requests(&relay, &["dispatched"]).await;
     let worker = site.pods(Part::Worker, "stubs").remove(0);
     let name = worker["metadata"]["name"].as_str().unwrap();
     let mut kubectl = suite.plane().kubectl();
     kubectl.args(["delete", "pod", name, "--namespace", site.name(), "--grace-period=0", "--force"]);
     assert!(kubectl.output().unwrap().status.success());
-    assert_eq!(soon("the answer of another worker", moved.answer()).await.status(), 200);
+    let answer = timeout(LIMIT, moved).await.expect("another worker answers").unwrap().unwrap();
+    assert_eq!(answer.status(), 200);
     site.ready("workerpools", "stubs");
     idle(&relay).await;
     // One that runs and one that waits, until they are seen.

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use dev_cluster::{Cluster, ClusterOptions, ControlPlane, NodeTools, Tools, check_nodes_can_run, tool};
 use tokio::sync::{Mutex, MutexGuard, OnceCell};
+use tokio::time::{sleep, timeout};
 
 mod images;
 pub(crate) mod readme;
@@ -121,6 +122,19 @@ impl Suite {
         }
         command
     }
+}
+
+/// Looks again and again until there is something, for as long as nodes, pods and workers that dial may take.
+pub(crate) async fn within_limit<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+    let found = async {
+        loop {
+            if let Some(found) = look().await {
+                return found;
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(LIMIT, found).await.unwrap_or_else(|_| panic!("not within {} s: {what}", LIMIT.as_secs()))
 }
 
 /// Returns what a command printed, which has to have gone well.
