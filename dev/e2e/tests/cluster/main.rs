@@ -21,6 +21,7 @@ mod pod_security;
 mod policies;
 mod quick_start;
 mod rights;
+mod scale;
 mod scrape;
 mod serving;
 mod support;

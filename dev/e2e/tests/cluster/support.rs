@@ -34,11 +34,23 @@ pub(crate) struct Suite {
 /// Waits until no other test has the cluster; returns none where there cannot be one.
 pub(crate) async fn suite() -> Option<MutexGuard<'static, Suite>> {
     static SHARED: OnceCell<Option<Mutex<Suite>>> = OnceCell::const_new();
-    let shared = SHARED.get_or_init(async || Some(Mutex::new(start()?))).await.as_ref()?;
+    let shared = SHARED.get_or_init(async || Some(Mutex::new(start(options())?))).await.as_ref()?;
     Some(shared.lock().await)
 }
 
-fn start() -> Option<Suite> {
+fn options() -> ClusterOptions {
+    // A node is missed after ten seconds instead of forty, and autoscalers look every second instead of every 15.
+    let flags = [
+        "--node-monitor-grace-period=10s",
+        "--node-monitor-period=1s",
+        "--horizontal-pod-autoscaler-sync-period=1s",
+    ];
+    let controller_manager_flags = flags.map(str::to_owned).to_vec();
+    ClusterOptions { nodes: 2, controller_manager_flags, ..ClusterOptions::default() }
+}
+
+/// Starts a cluster and installs the operator as the README does; returns none where there cannot be one.
+pub(crate) fn start(options: ClusterOptions) -> Option<Suite> {
     let (tools, node_tools) = (Tools::from_environment()?, NodeTools::from_environment()?);
     let (archives, helm) = (tool("MODELRELAY_IMAGES")?, tool("MODELRELAY_HELM")?);
     let busybox = tool("MODELRELAY_BUSYBOX")?;
@@ -48,14 +60,6 @@ fn start() -> Option<Suite> {
         std::io::stderr().write_all(format!("SKIPPED: {error}\n").as_bytes()).unwrap();
         return None;
     }
-    // A node is missed after ten seconds instead of forty, and autoscalers look every second instead of every 15.
-    let flags = [
-        "--node-monitor-grace-period=10s",
-        "--node-monitor-period=1s",
-        "--horizontal-pod-autoscaler-sync-period=1s",
-    ];
-    let controller_manager_flags = flags.map(str::to_owned).to_vec();
-    let options = ClusterOptions { nodes: 2, controller_manager_flags, ..ClusterOptions::default() };
     let suite = Suite { cluster: Cluster::start(&tools, &node_tools, options).unwrap(), helm };
     let folder = suite.plane().folder().to_owned();
     let made = [images::busybox(&busybox, &folder), images::stub(&folder)];
