@@ -86,7 +86,7 @@ pub struct ControlPlane {
     kubeconfig: PathBuf,
     serial: AtomicU32,
     // Dropped in this order: who asks before who answers, and the guard last.
-    controllers: Vec<Daemon>,
+    controllers: Mutex<Vec<Daemon>>,
     api_server: Mutex<Option<Daemon>>,
     etcd: Daemon,
     site: Site,
@@ -116,7 +116,7 @@ impl ControlPlane {
         let api = Api::new(&url, &authority.own().certificate, &admin)?;
         let kubeconfig = folder.path().join("kubeconfig");
         kubeconfig::write(&kubeconfig, &url, &authority.own().certificate, Credential::Certificate(&admin))?;
-        let mut plane = Self {
+        let plane = Self {
             tools: tools.clone(),
             options,
             authority,
@@ -124,7 +124,7 @@ impl ControlPlane {
             api,
             kubeconfig,
             serial: AtomicU32::new(0),
-            controllers: Vec::new(),
+            controllers: Mutex::default(),
             api_server: Mutex::new(None),
             etcd,
             site,
@@ -301,6 +301,29 @@ impl ControlPlane {
         self.wait_ready(daemon)
     }
 
+    /// Kills the controllers and the scheduler. In a cluster that has several of each, they end by themselves when the API
+    /// server is away for long: they have lost their leases.
+    pub fn stop_controllers(&self) {
+        self.controllers().clear();
+    }
+
+    /// Starts them, those that the control plane was to have.
+    ///
+    /// # Errors
+    /// When they run, and when one does not start; with the end of its log.
+    pub fn start_controllers(&self) -> Result<()> {
+        if !self.controllers().is_empty() {
+            bail!("the controllers run already");
+        }
+        let started = self.controllers_started()?;
+        *self.controllers() = started;
+        Ok(())
+    }
+
+    fn controllers(&self) -> MutexGuard<'_, Vec<Daemon>> {
+        self.controllers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn api_server(&self) -> MutexGuard<'_, Option<Daemon>> {
         self.api_server.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -311,7 +334,8 @@ impl ControlPlane {
         Ok(())
     }
 
-    fn start_controllers(&mut self) -> Result<()> {
+    fn controllers_started(&self) -> Result<Vec<Daemon>> {
+        let mut started = Vec::new();
         if self.options.controller_manager {
             let mut command = self.controller("kube-controller-manager")?;
             command.args([
@@ -328,14 +352,14 @@ impl ControlPlane {
             let mut daemon = self.start_controller("kube-controller-manager", &mut command)?;
             let account = "/api/v1/namespaces/default/serviceaccounts/default";
             daemon.wait_ready(READY_LIMIT, || self.api.succeeds(account).then_some(()))?;
-            self.controllers.push(daemon);
+            started.push(daemon);
         }
         if self.options.scheduler {
             let mut command = self.controller("kube-scheduler")?;
             let daemon = self.start_controller("kube-scheduler", &mut command)?;
-            self.controllers.push(daemon);
+            started.push(daemon);
         }
-        Ok(())
+        Ok(started)
     }
 
     fn controller(&self, name: &str) -> Result<Command> {
@@ -394,7 +418,8 @@ impl ControlPlane {
     /// When the guard cannot be sent away.
     pub fn leave(mut self) -> Result<PathBuf> {
         let api_server = self.api_server.get_mut().unwrap_or_else(PoisonError::into_inner);
-        for daemon in self.controllers.iter_mut().chain(api_server).chain([&mut self.etcd]) {
+        let controllers = self.controllers.get_mut().unwrap_or_else(PoisonError::into_inner);
+        for daemon in controllers.iter_mut().chain(api_server).chain([&mut self.etcd]) {
             daemon.leave();
         }
         self.folder.leave()
