@@ -8,10 +8,12 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep_until};
 
 use crate::load::Load;
-use crate::support::{LIMIT, Part, STUB, Site, Suite, condition, suite};
+use crate::support::{LIMIT, Part, STUB, Site, Suite, condition, options, start, suite};
 
 /// How long the operator is away.
-const AWAY: Duration = Duration::from_secs(45);
+const OPERATOR_AWAY: Duration = Duration::from_secs(45);
+/// How long the API server is away.
+const API_SERVER_AWAY: Duration = Duration::from_secs(60);
 /// The model of a pool that runs its engine, on both nodes.
 const OWN: &str = "own";
 /// The model of two pools, one for each node, before an engine that runs already.
@@ -26,12 +28,15 @@ struct Scene<'a> {
 }
 
 impl Drop for Scene<'_> {
-    /// Others need the operator, also when the test has failed.
     fn drop(&mut self) {
-        if std::thread::panicking() {
-            let command = format!("kubectl scale --replicas=2 {OPERATOR}");
-            let _ = self.suite.command("sh".as_ref()).args(["-c", &command]).output();
+        if !std::thread::panicking() {
+            return;
         }
+        // What is printed of a failed test takes an API server; it fails where one runs.
+        let _ = self.suite.plane().start_api_server();
+        // Other tests need the operator.
+        let command = format!("kubectl scale --replicas=2 {OPERATOR}");
+        let _ = self.suite.command("sh".as_ref()).args(["-c", &command]).output();
     }
 }
 
@@ -151,12 +156,16 @@ impl<'a> Scene<'a> {
         assert!(now.iter().map(name).eq(workers.iter().map(name)), "the workers stay");
     }
 
+    fn alias(&self, alias: &str) {
+        let models = json!([{ "name": alias, "targets": [{ "model": SHARED }] }]);
+        self.patch("modelrelays", "main", &json!({ "models": models }));
+    }
+
     /// Changes the settings, waits until every relay acknowledged them, and uses them. No pod is replaced by it.
     async fn settings(&self, alias: &str) {
         let before = self.site.get("modelrelays", "main");
         let pods = self.site.pods(Part::Relay, "main");
-        let models = json!([{ "name": alias, "targets": [{ "model": SHARED }] }]);
-        self.patch("modelrelays", "main", &json!({ "models": models }));
+        self.alias(alias);
         self.site.until("the settings are in force", "modelrelays", "main", |relay| {
             let conditions = relay["status"]["conditions"].as_array().unwrap();
             let programmed = conditions.iter().find(|condition| condition["type"] == "Programmed").unwrap();
@@ -201,7 +210,7 @@ impl<'a> Scene<'a> {
 
     /// While the operator is away, a relay and a worker are lost and come again.
     async fn operator_down(&self) {
-        let back = Instant::now() + AWAY;
+        let back = Instant::now() + OPERATOR_AWAY;
         self.suite.shell(&format!("kubectl scale --replicas=0 {OPERATOR}"));
         let operator =
             "--namespace modelrelay-system pod --selector=app.kubernetes.io/name=modelrelay-operator";
@@ -218,6 +227,22 @@ impl<'a> Scene<'a> {
         self.suite.shell(&format!("kubectl scale --replicas=2 {OPERATOR}"));
         self.suite.shell(&format!("kubectl rollout status --timeout=120s {OPERATOR}"));
         self.settings("after-the-operator").await;
+    }
+
+    /// With the API server go the controllers, which lose their leases; those that come after it see the nodes anew.
+    async fn api_server_down(&self) {
+        let (plane, back) = (self.suite.plane(), Instant::now() + API_SERVER_AWAY);
+        plane.stop_api_server();
+        plane.stop_controllers();
+        sleep_until(back).await;
+        plane.start_api_server().unwrap();
+        plane.start_controllers().unwrap();
+        // The operator is back. Kubelets hear of what it writes when they dial again, which may take them minutes.
+        let before = self.site.get("modelrelays", "main");
+        self.alias("after-the-api-server");
+        self.site.until("other settings are written", "modelrelays", "main", |relay| {
+            relay["status"]["configRevision"] != before["status"]["configRevision"]
+        });
     }
 
     /// Deletes pools and makes them again.
@@ -279,6 +304,16 @@ async fn no_disturbance_breaks_a_stream_or_fails_a_request() {
     let waited =
         load.during("a model has no pool for a while", scene.pools_again(&["shared1", "shared2"])).await;
     assert!(waited >= Duration::from_millis(100), "no request waited for a pool: {waited:?}");
+    load.end().await;
+}
+
+/// In a cluster of its own: kubelets, proxies and the name server of this one act on nothing new for a while after it.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_an_api_server_every_stream_and_every_request_goes_on() {
+    let Some(suite) = start(options()) else { return };
+    let scene = Scene::new(&suite);
+    let load = Load::start(scene.site.service("main"), &[OWN, SHARED], 10);
+    load.during("the API server is away", scene.api_server_down()).await;
     load.end().await;
 }
 

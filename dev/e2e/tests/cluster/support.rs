@@ -24,7 +24,7 @@ pub(crate) const LIMIT: Duration = Duration::from_secs(120);
 pub(crate) const SYSTEM: &str = "modelrelay-system";
 const PROGRAMS: [&str; 3] = ["relay", "worker", "operator"];
 
-/// The shared cluster, of nodes `node1` and `node2`.
+/// A cluster of nodes `node1` and `node2`, with the operator.
 #[derive(Debug)]
 pub(crate) struct Suite {
     pub(crate) cluster: Cluster,
@@ -38,7 +38,8 @@ pub(crate) async fn suite() -> Option<MutexGuard<'static, Suite>> {
     Some(shared.lock().await)
 }
 
-fn options() -> ClusterOptions {
+/// What the shared cluster is made of.
+pub(crate) fn options() -> ClusterOptions {
     // A node is missed after ten seconds instead of forty, and autoscalers look every second instead of every 15.
     let flags = [
         "--node-monitor-grace-period=10s",
