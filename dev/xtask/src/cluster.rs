@@ -148,12 +148,25 @@ fn install(profile: &str) -> Result<()> {
     let kubeconfig = kubeconfig()?;
     let helm = Part::Helm.path()?;
     load_images(&images::build(images::Name::value_variants(), profile, None)?)?;
+    install_charts(&helm, &kubeconfig)?;
+    println!(
+        "\nThe operator runs. A relay and a pool of workers, for instance:\n  \
+         kubectl apply -f deploy/examples/minimal.yaml"
+    );
+    Ok(())
+}
+
+/// Installs or upgrades both charts, with the images that [`images::build`] makes, and waits until the operator runs.
+///
+/// # Errors
+/// When helm fails; with the end of what it printed.
+pub(crate) fn install_charts(helm: &Path, kubeconfig: &Path) -> Result<()> {
     // The charts' names for images have no registry of their own.
     let operator = ["--namespace=modelrelay-system", "--create-namespace", "--set=registry=localhost"];
     for (chart, flags) in [("modelrelay-crds", &[][..]), ("modelrelay", &operator)] {
         let step = Step::begin(format!("Installing the chart {chart}"));
-        let mut command = std::process::Command::new(&helm);
-        command.env("KUBECONFIG", &kubeconfig).args(["upgrade", "--install", chart]);
+        let mut command = std::process::Command::new(helm);
+        command.env("KUBECONFIG", kubeconfig).args(["upgrade", "--install", chart]);
         command
             .arg(workspace::root().join("charts").join(chart))
             .args(flags)
@@ -161,10 +174,6 @@ fn install(profile: &str) -> Result<()> {
         process::capture("helm", &mut command, || {})?;
         step.done();
     }
-    println!(
-        "\nThe operator runs. A relay and a pool of workers, for instance:\n  \
-         kubectl apply -f deploy/examples/minimal.yaml"
-    );
     Ok(())
 }
 
@@ -175,7 +184,8 @@ fn env() -> Result<()> {
     Ok(())
 }
 
-fn exports(kubeconfig: &Path, programs: [&Path; 2]) -> String {
+/// Returns the shell's lines for kubectl and helm on a cluster.
+pub(crate) fn exports(kubeconfig: &Path, programs: [&Path; 2]) -> String {
     let folders = programs.map(|program| quoted(program.parent().unwrap_or(program)));
     format!("export KUBECONFIG={}\nexport PATH={}:{}:\"$PATH\"\n", quoted(kubeconfig), folders[0], folders[1])
 }

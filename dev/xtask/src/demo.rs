@@ -15,6 +15,8 @@ use crate::progress::Step;
 use crate::stack::{self, Stack};
 use crate::{chat, clock, workspace};
 
+mod cluster;
+
 const MODEL: &str = "gemma-3-270m";
 const QUESTION: &str = "What is a relay race?";
 const LOAD_LIMIT: Duration = Duration::from_secs(120);
@@ -25,6 +27,9 @@ pub(crate) struct Options {
     /// End after the answer.
     #[arg(long)]
     pub(crate) once: bool,
+    /// Start a Kubernetes with one node, and have the operator run the engine, relays and a worker on it; takes root.
+    #[arg(long, conflicts_with_all = ["backend_url", "model_file"])]
+    pub(crate) cluster: bool,
     /// Use an OpenAI-compatible engine that runs already, for instance http://127.0.0.1:11434.
     #[arg(long, value_name = "URL", conflicts_with = "model_file")]
     pub(crate) backend_url: Option<String>,
@@ -47,6 +52,9 @@ pub(crate) enum Profile {
 /// # Errors
 /// When a part cannot be had, does not start, or gives no answer.
 pub(crate) fn run(options: &Options, profile: Profile) -> Result<()> {
+    if options.cluster {
+        return cluster::run(options, profile);
+    }
     let folder = tempfile::Builder::new().prefix("modelrelay-demo-").tempdir().context("create a folder")?;
     // Ended in the order they stand in: nobody is left with a connection to something that is gone.
     let mut running = Vec::new();
@@ -64,26 +72,28 @@ pub(crate) fn run(options: &Options, profile: Profile) -> Result<()> {
     })?;
     step.done();
     println!("\nasking {model} through the relay: {QUESTION}\n");
-    answer(&relay_url, &model)?;
+    answer(&relay_url, &model, Stopwatch::start())?;
     if options.once {
         return Ok(());
     }
-    print!("{}", instructions(&relay_url, &model));
+    println!("\nThe relay listens on {relay_url}; it takes requests without a key. Press Ctrl-C to stop.");
+    print!("{}", requests(&relay_url, &model));
     stay_up(&mut running)
 }
 
-fn answer(relay_url: &str, model: &str) -> Result<()> {
+/// Asks the demo's question, shows the answer as it comes, and returns when its first piece came on a watch.
+fn answer(relay_url: &str, model: &str, since: Stopwatch) -> Result<Duration> {
     let watch = Stopwatch::start();
     let mut first = None;
     let chunks = chat::stream(relay_url, model, QUESTION, |text| {
-        first.get_or_insert_with(|| watch.elapsed());
+        first.get_or_insert_with(|| (watch.elapsed(), since.elapsed()));
         let mut out = io::stdout();
         out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("print the answer")
     })?;
-    let Some(first) = first else { bail!("the engine's answer is empty") };
+    let Some((first, since)) = first else { bail!("the engine's answer is empty") };
     let (first, total) = (first.as_millis(), watch.elapsed().as_millis());
     println!("\n\n{chunks} chunks of text: the first after {first} ms, the last after {total} ms");
-    Ok(())
+    Ok(since)
 }
 
 fn build(profile: Profile) -> Result<PathBuf> {
@@ -134,11 +144,9 @@ fn stay_up(running: &mut [Running]) -> Result<()> {
     stopped
 }
 
-fn instructions(url: &str, model: &str) -> String {
+fn requests(url: &str, model: &str) -> String {
     format!(
         r#"
-The relay listens on {url}; it takes requests without a key. Press Ctrl-C to stop.
-
   OpenAI, for instance OPENAI_BASE_URL={url}/v1:
     curl -N {url}/v1/chat/completions -H 'content-type: application/json' \
       -d '{{"model":"{model}","stream":true,"max_tokens":100,"messages":[{{"role":"user","content":"What is a ship?"}}]}}'

@@ -83,6 +83,11 @@ pub(crate) fn run(options: &ImagesOptions) -> Result<()> {
     Ok(())
 }
 
+/// Returns the archives of all images, which were built before.
+pub(crate) fn built() -> Vec<PathBuf> {
+    Name::value_variants().iter().map(|name| name.archive()).collect()
+}
+
 /// Builds images and returns their archives.
 ///
 /// # Errors

@@ -9,7 +9,7 @@ use clap::ValueEnum;
 
 mod apt_sources;
 mod cargo_deny;
-mod debian;
+pub(crate) mod debian;
 mod go;
 mod python;
 

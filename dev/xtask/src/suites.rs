@@ -56,6 +56,10 @@ pub(crate) fn test(options: &TestOptions) -> Result<ExitCode> {
     if !filtered && engine.complete {
         let options = demo::Options { once: true, ..demo::Options::default() };
         step(&mut report, "demo", || demo::run(&options, demo::Profile::Dev))?;
+        if cluster.complete && dev_cluster::check_nodes_can_run().is_ok() {
+            let options = demo::Options { cluster: true, ..options };
+            step(&mut report, "demo --cluster", || demo::run(&options, demo::Profile::Dev))?;
+        }
     }
     Ok(report.finish(require_all()))
 }

@@ -15,6 +15,10 @@ use anyhow::{Context, Result, bail};
 use super::apt_sources::{self, Archive};
 use crate::{cache, process, progress::Step};
 
+mod start;
+
+pub(crate) use start::Start;
+
 /// A program and the Debian package that has it.
 #[derive(Debug)]
 pub(crate) struct Package {
@@ -85,10 +89,31 @@ pub(crate) const BUSYBOX: Package = Package::direct("busybox-static", "bin/busyb
 /// # Errors
 /// When this is no Debian, or the package cannot be downloaded.
 pub(crate) fn unpack(package: &Package) -> Result<PathBuf> {
+    let folder = folder(package)?;
+    Ok(if package.launch == Launch::Machine {
+        folder.join("root").join(package.program)
+    } else {
+        folder.join(file_name(package))
+    })
+}
+
+/// Returns how the package's program is started with the libraries it was packaged for, unpacking it first when it is
+/// not there.
+///
+/// # Errors
+/// As [`unpack`].
+pub(crate) fn start(package: &Package) -> Result<Start> {
+    Start::find(&folder(package)?.join("root"), package)
+}
+
+fn file_name(package: &Package) -> &'static OsStr {
+    Path::new(package.program).file_name().expect("every program has a name")
+}
+
+fn folder(package: &Package) -> Result<PathBuf> {
     let own = release().unwrap_or_default();
     let suite = package.suite.unwrap_or(&own);
-    let program = Path::new(package.program).file_name().expect("every program has a name");
-    let folder = cache::folder(&format!("debian-{suite}-{}-1", package.name), |folder| {
+    cache::folder(&format!("debian-{suite}-{}-1", package.name), |folder| {
         let apt = Apt::set_up(&folder.join("apt"), &machine_archive(&own)?.entry(suite))?;
         apt.download(package.name)?;
         let root = folder.join("root");
@@ -97,17 +122,13 @@ pub(crate) fn unpack(package: &Package) -> Result<PathBuf> {
             process::capture("dpkg-deb", extract.arg("-x").arg(archive).arg(&root), || {})?;
         }
         if package.launch != Launch::Machine {
-            let script = folder.join(program);
-            fs::write(&script, launch_script(&root, package)?).context("write the launch script")?;
+            let script = folder.join(file_name(package));
+            let start = Start::prepare(&root, package)?;
+            fs::write(&script, start.script(package.launch)).context("write the launch script")?;
             fs::set_permissions(&script, Permissions::from_mode(0o755))
                 .context("make the launch script executable")?;
         }
         fs::remove_dir_all(&apt.folder).context("remove the downloads")
-    })?;
-    Ok(if package.launch == Launch::Machine {
-        folder.join("root").join(package.program)
-    } else {
-        folder.join(program)
     })
 }
 
@@ -211,52 +232,6 @@ impl Apt {
 fn planned_bytes(plan: &str) -> u64 {
     let uris = plan.lines().filter(|line| line.starts_with('\''));
     uris.filter_map(|line| line.split_whitespace().nth(2)?.parse::<u64>().ok()).sum()
-}
-
-fn launch_script(root: &Path, package: &Package) -> Result<String> {
-    let libraries: Vec<PathBuf> =
-        ["usr/lib", "lib"].iter().flat_map(|base| library_folders(&root.join(base))).collect();
-    let loader = libraries.iter().find_map(|folder| file_starting_with(folder, "ld-linux"));
-    let mut loader = loader.context("the packages hold no loader")?;
-    if let Some(plugins) = package.plugins {
-        let folder = libraries.iter().map(|folder| folder.join(plugins)).find(|folder| folder.is_dir());
-        let beside = folder.context("the packages hold no plugins")?.join("loader");
-        fs::copy(&loader, &beside).context("copy the loader")?;
-        loader = beside;
-    }
-    let inner = |folder: &PathBuf| package.libraries.iter().map(|name| folder.join(name)).collect::<Vec<_>>();
-    let searched = libraries.iter().flat_map(|folder| [vec![folder.clone()], inner(folder)].concat());
-    let searched: Vec<String> =
-        searched.filter(|folder| folder.is_dir()).map(|path| in_root(root, &path)).collect();
-    let (searched, program) = (searched.join(":"), package.program);
-    let start = match package.launch {
-        Launch::Loader => format!("exec \"{}\" --library-path \"{searched}\"", in_root(root, &loader)),
-        Launch::Variable | Launch::Machine => format!("LD_LIBRARY_PATH=\"{searched}\" exec"),
-    };
-    Ok(format!(
-        "#!/bin/sh\n\
-         # Starts the program with the libraries it was packaged for, whatever the machine's are.\n\
-         root=$(CDPATH= cd -- \"$(dirname -- \"$0\")\" && pwd)/root\n\
-         {start} \"$root/{program}\" \"$@\"\n",
-    ))
-}
-
-fn in_root(root: &Path, path: &Path) -> String {
-    let inside = path.strip_prefix(root).expect("the path was found below the root");
-    format!("$root/{}", inside.display())
-}
-
-/// Returns the folders of an architecture's libraries (`x86_64-linux-gnu`) below `base`.
-fn library_folders(base: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(base).into_iter().flatten().flatten().map(|entry| entry.path());
-    entries.filter(|path| path.is_dir() && path.to_string_lossy().contains("-linux-gnu")).collect()
-}
-
-fn file_starting_with(folder: &Path, prefix: &str) -> Option<PathBuf> {
-    let entries = fs::read_dir(folder).ok()?.flatten();
-    entries
-        .map(|entry| entry.path())
-        .find(|path| path.file_name().is_some_and(|n| n.to_string_lossy().starts_with(prefix)))
 }
 
 #[cfg(test)]
