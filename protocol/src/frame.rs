@@ -25,11 +25,13 @@ pub enum Extension {
     Goaway,
     /// Load reports in `load` messages.
     Load,
+    /// Slots that relays give up for one another, beside [`Extension::Slots`] ([`crate::slots`]).
+    Pleas,
 }
 
 impl Extension {
     /// All extensions of this version, in the order in which they are announced.
-    pub const ALL: [Self; 4] = [Self::Streams, Self::Slots, Self::Goaway, Self::Load];
+    pub const ALL: [Self; 5] = [Self::Streams, Self::Slots, Self::Goaway, Self::Load, Self::Pleas];
 
     /// Returns the name on the wire.
     pub fn name(self) -> &'static str {
@@ -38,6 +40,7 @@ impl Extension {
             Self::Slots => "slots.v1",
             Self::Goaway => "goaway.v1",
             Self::Load => "load.v1",
+            Self::Pleas => "pleas.v1",
         }
     }
 }
@@ -265,6 +268,23 @@ pub enum ToRelay {
         /// At most how many.
         n: u32,
     },
+    /// Passes on what another relay lacks ([`Extension::Pleas`]).
+    Plea {
+        /// That relay's name, as its upgrade told it.
+        relay: String,
+        /// The model that requests wait for there, as that relay names it.
+        model: String,
+        /// How many slots, beyond those of its earlier pleas.
+        n: u32,
+        /// Priority band of the first of these requests, higher first.
+        #[serde(default)]
+        band: i32,
+        /// How long that request has waited, in milliseconds.
+        #[serde(default)]
+        age_ms: u64,
+        /// Grows with each plea of that relay; one with `n` = 0 takes back those before it.
+        number: u64,
+    },
     /// What the engine says of itself ([`Extension::Load`]).
     Load(LoadReport),
     /// The worker takes nothing new, finishes what runs and leaves ([`Extension::Goaway`]).
@@ -345,6 +365,28 @@ pub enum ToWorker {
         /// How many credits come back, at most as many as recalled.
         n: u32,
     },
+    /// Asks other relays, by way of this worker, for slots of any worker ([`Extension::Pleas`]).
+    Plea {
+        /// The model that requests wait for; this worker serves it.
+        model: String,
+        /// How many slots, beyond those of its earlier pleas.
+        n: u32,
+        /// Priority band of the first of these requests, higher first.
+        #[serde(default)]
+        band: i32,
+        /// How long that request has waited, in milliseconds.
+        #[serde(default)]
+        age_ms: u64,
+        /// Grows with each plea of this relay; one with `n` = 0 takes back those before it.
+        number: u64,
+    },
+    /// Gives up unspent credits for a relay that lacks slots ([`Extension::Pleas`]).
+    Cede {
+        /// How many.
+        n: u32,
+        /// The name of that relay, as in its `plea`.
+        relay: String,
+    },
     /// Hold another replica, leave when this relay says `empty` ([`Extension::Goaway`]).
     Goaway {
         /// Milliseconds until the relay closes whatever still runs, jittered per session.
@@ -412,6 +454,7 @@ pub fn decode_to_relay(text: &str) -> Result<ToRelay, TextError> {
             "error",
             "grant",
             "recall",
+            "plea",
             "load",
             "draining",
         ],
@@ -431,6 +474,8 @@ pub fn decode_to_worker(text: &str) -> Result<ToWorker, TextError> {
             "models_refresh",
             "want",
             "return",
+            "plea",
+            "cede",
             "goaway",
             "empty",
         ],

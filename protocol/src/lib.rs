@@ -168,6 +168,7 @@
 //! | any extension | [`error`](frame::ToRelay::Error); a relay accepts it from every worker | |
 //! | [`streams.v1`](frame::Extension::Streams) | [`Response`, `Failed`, `Cancelled`, `Window`](codec::WorkerFrame) | [`Request`, `RequestData`, `Cancel`, `Window`](codec::RelayFrame) |
 //! | [`slots.v1`](frame::Extension::Slots) | [`grant`](frame::ToRelay::Grant), [`recall`](frame::ToRelay::Recall) | [`want`](frame::ToWorker::Want), [`return`](frame::ToWorker::Return) |
+//! | [`pleas.v1`](frame::Extension::Pleas) | [`plea`](frame::ToRelay::Plea), a relay's, to others | [`plea`](frame::ToWorker::Plea), [`cede`](frame::ToWorker::Cede) |
 //! | [`goaway.v1`](frame::Extension::Goaway) | [`draining`](frame::ToRelay::Draining) | [`goaway`](frame::ToWorker::Goaway), [`empty`](frame::ToWorker::Empty) |
 //! | [`load.v1`](frame::Extension::Load) | [`load`](frame::LoadReport) on change and with each pong | |
 //!
@@ -200,7 +201,8 @@
 //!
 //! # Slots
 //! With `slots.v1` the worker lends its slots as credits to all relays that it is connected to, and a relay sends a request
-//! only against a credit. [`slots`] specifies the messages and how the worker decides.
+//! only against a credit. With `pleas.v1` relays give up credits for one another. [`slots`] specifies the messages and how
+//! worker and relay decide.
 //!
 //! # Life and death
 //! - The relay sends `ping` every [`PING_INTERVAL`](wellknown::PING_INTERVAL); the worker answers with `pong` at once and

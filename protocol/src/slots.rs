@@ -17,6 +17,12 @@
 //! | `return {n}` | relay | answers the oldest recall that is open, at once and exactly once: how many come back, from none to all asked for |
 //! | `want {n, band, age_ms, received}` | relay | this relay lacks `n` slots beyond the credits it has received; of the requests that wait for them the next has this priority and has waited so long. Replaces the want before it; `n` = 0 withdraws it |
 //! | `load {relays, idle_elsewhere}` | worker | how many relays share these slots, and whether idle ones are lent to others |
+//! | `plea {model, n, band, age_ms, number}` | relay | this relay lacks `n` more slots for a model, of any worker: pass it on to other relays. `n` = 0 takes back all pleas for the model with a lower number |
+//! | `plea {relay, model, n, …}` | worker | that relay lacks them |
+//! | `cede {n, relay}` | relay | gives up `n` unspent credits of this worker for that relay |
+//!
+//! `plea` and `cede` are in force with [`Extension::Pleas`](crate::frame::Extension::Pleas) besides. `relay` is the name
+//! that a replica's upgrade tells ([`REPLICA`](crate::wellknown::header::REPLICA)).
 //!
 //! # What a credit goes through
 //! ```text
@@ -26,9 +32,10 @@
 //!      ├──── return, session end ┘                               │
 //!      └──────────────────────────────── last frame, call closed ┘
 //! ```
-//! A credit stays valid until it is returned: a request that crosses a recall, a `goaway` or the worker's drain is
-//! served. When a session ends, its unspent credits are the worker's at once; the slots of what ran there are when their
-//! backend calls are closed ([`Arbiter::finished`]).
+//! A credit that is ceded is lent at once to the relay that it was ceded for, whatever else is claimed; when that relay is
+//! not connected or may not have more, the slot is free. A credit stays valid until it is returned or ceded: a request that
+//! crosses a recall, a `goaway` or the worker's drain is served. When a session ends, its unspent credits are the worker's
+//! at once; the slots of what ran there are when their backend calls are closed ([`Arbiter::finished`]).
 //!
 //! # How the arbiter decides
 //! - **One relay** is lent every slot when it registers. Nothing is recalled, wanted or reported: no message more than
@@ -50,33 +57,48 @@
 //! - **A worker that drains** ([`Arbiter::withdraw`]) recalls what is idle and lends nothing more.
 //! - **A relay without credits** (plain v1) has a fixed part, set aside for it as long as it is connected.
 //! - No relay has more than the `max_concurrent` of its `register_ack`.
+//! - **A plea** is passed on to [`MOST_HEARERS`] other relays: those that have idle slots here, and the rest in turn.
 //!
 //! `load` says `idle_elsewhere` when that turns, and at once only to a relay that wants, or has wanted within two seconds
 //! (that slots lie idle) or 250 ms (that none do any more). Others are told that slots lie idle after 250 ms at the latest,
 //! and that none do any more after fifteen seconds. So a worker with one slot does not tell every relay of every request.
+//! A relay with which pleas are in force is told only of idle slots with relays that do not hear its pleas.
 //!
 //! # What a relay does
-//! It dispatches while it has credits. When requests wait that a worker could serve, it asks as many workers with idle
-//! slots elsewhere as it lacks slots, and one more where it has few, at once; when there is none, all that serve the model, at most 64. While requests
-//! wait it renews a want at most every 250 ms, and when none wait it withdraws what is open. A grant that it has no use
-//! for it answers with `want 0`. An idle slot reaches a queued request in four steps (`want`, `recall`, `return`,
-//! `grant`): two round trips.
+//! It dispatches while it has credits. Which of them lie idle only it knows for sure: a worker learns of a request when it
+//! arrives, and another relay later still. So a relay that lacks slots does not guess where there are some, it **pleads**,
+//! by a worker that serves the model, another one each time. A relay that hears a plea cedes what it has idle for the
+//! model, of any worker, and remembers the rest for 250 ms: a credit that comes to it and that nothing waits for it cedes
+//! at once, to the plea of the highest band, then of the oldest request. What it gets and needs no more it cedes likewise. A
+//! relay pleads for each request that begins to wait, for [`MOST_PLEADED`] slots at most; a plea that brought nothing for
+//! 250 ms it renews, and until something comes that one stands for all that waits. When nothing waits any more it takes
+//! its pleas back. It does not act on a plea that came by a worker which does not serve the model.
+//!
+//! An idle slot of any worker so reaches a queued request in four steps (`plea` twice, `cede`, `grant`): two round trips.
+//! Since each relay gives away its own credits, two that lack slots at the same time are not promised the same one.
+//!
+//! **Wants** remain for what pleas do not do. A relay that waits for 250 ms, or hears of a plea of another band than its own
+//! request, claims slots at the workers that serve the model, at most 64, also where all are busy: there the better claim
+//! takes the slot that ends first, so that bands and the order of arrival hold over all relays. Workers that report idle
+//! slots with relays that do not take pleas are asked for them: as many as it lacks slots, and one more where it has few.
+//! While requests wait it renews a want at most every 250 ms, and when none wait it withdraws what is open. A grant that it
+//! has no use for it answers with `want 0`.
 //!
 //! # What it costs
-//! A request whose relay has a credit, and every request with one relay: no message. A slot that lies idle elsewhere: four.
-//! A slot that is busy: a want to each worker that is asked, renewed or withdrawn, by time and not by request. Reports to
-//! relays that want nothing: two in fifteen seconds for each session at most. Measured with real schedulers and arbiters at
-//! 90 % of all slots, four of five requests at one relay, requests of one second (`cargo run --release -p
-//! modelrelay-relay --example simulate`), all messages above together, per request:
+//! A request whose relay has a credit, and every request with one relay: no message. A slot that lies idle at one of three
+//! relays: `plea` to the worker and two others, the same when it is taken back, and `cede` and `grant` of each relay that had
+//! one. A slot that is busy: a want to each worker that is asked, renewed or withdrawn, by time and not by request. Measured
+//! with real schedulers and arbiters at 90 % of all slots, four of five requests at one relay, requests of one second (`cargo
+//! run --release -p modelrelay-relay --example simulate`), all messages above together, per request:
 //!
 //! | workers | slots each | 1 relay | 3 relays | 10 relays |
 //! |--:|--:|--:|--:|--:|
-//! | 100 | 1 | 0 | 5.28 | 8.87 |
-//! | 100 | 8 | 0 | 0.71 | 0.68 |
-//! | 1,000 | 1 | 0 | 0.69 | 2.87 |
-//! | 1,000 | 8 | 0 | 0.05 | 0.26 |
-//! | 10,000 | 1 | 0 | 0.46 | 1.97 |
-//! | 10,000 | 8 | 0 | 0.08 | 0.25 |
+//! | 100 | 1 | 0 | 3.15 | 6.76 |
+//! | 100 | 8 | 0 | 0.17 | 1.11 |
+//! | 1,000 | 1 | 0 | 0.07 | 0.68 |
+//! | 1,000 | 8 | 0 | 0.00 | 0.02 |
+//! | 10,000 | 1 | 0 | 0.02 | 0.02 |
+//! | 10,000 | 8 | 0 | 0.00 | 0.00 |
 
 mod account;
 mod decide;
@@ -99,6 +121,12 @@ pub const RENEWAL_INTERVAL: Duration = Duration::from_millis(250);
 /// How long a relay that wants nothing may go on believing that slots lie idle elsewhere. It costs a round trip to find
 /// out, and this bounds the reports that nobody needs.
 pub const BELIEF_LIMIT: Duration = Duration::from_secs(15);
+
+/// How many relays hear a plea, at most.
+pub const MOST_HEARERS: usize = 4;
+
+/// Slots that one plea asks for, at most.
+pub const MOST_PLEADED: u32 = 64;
 
 /// Names one session at the worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -125,6 +153,8 @@ pub struct Terms {
     pub most: u32,
     /// Who comes first where slots do not divide evenly; random.
     pub rank: u64,
+    /// Whether its relay takes pleas and cedes credits.
+    pub pleas: bool,
 }
 
 /// What a relay says that it lacks.
@@ -190,6 +220,11 @@ pub struct NoCredit;
 #[error("the relay returned {0} credits that were not recalled")]
 pub struct NotRecalled(pub u32);
 
+/// A relay ceded more than it has.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the relay ceded {0} credits that it does not have")]
+pub struct NotLent(pub u32);
+
 /// Lends the slots of one worker; see the module.
 ///
 /// Every method takes the time and returns what must be sent, in order. [`Arbiter::handle_timeout`] is due at
@@ -201,7 +236,7 @@ pub struct NotRecalled(pub u32);
 ///
 /// let now = Instant::now();
 /// let (first, second) = (SessionKey(1), SessionKey(2));
-/// let terms = |rank| Terms { lending: Lending::Credits, most: 1, rank };
+/// let terms = |rank| Terms { lending: Lending::Credits, most: 1, rank, pleas: true };
 /// let mut arbiter = Arbiter::new(1);
 /// assert_eq!(arbiter.joined(first, terms(1), now), [SlotAction::Grant { session: first, n: 1 }]);
 /// arbiter.joined(second, terms(2), now);
@@ -218,12 +253,14 @@ pub struct Arbiter {
     slots: u32,
     accounts: BTreeMap<SessionKey, Account>,
     withdrawn: bool,
+    /// Counts pleas, so that not the same relays hear them all.
+    pleas: usize,
 }
 
 impl Arbiter {
     /// Starts with all slots idle and nobody to lend them to.
     pub fn new(slots: u32) -> Self {
-        Self { slots, accounts: BTreeMap::new(), withdrawn: false }
+        Self { slots, accounts: BTreeMap::new(), withdrawn: false, pleas: 0 }
     }
 
     /// Returns how many requests run, over all sessions.
@@ -362,6 +399,48 @@ impl Arbiter {
         let account = self.accounts.get_mut(&session).ok_or(NotRecalled(n))?;
         account.take_back(n)?;
         let mut actions = Vec::new();
+        self.settle(now, &mut actions);
+        Ok(actions)
+    }
+
+    /// Returns to whom a relay's plea is passed on: those that have idle slots here, and others in turn.
+    pub fn hearers(&mut self, session: SessionKey) -> Vec<SessionKey> {
+        let others = self.accounts.iter().filter(|(key, _)| **key != session);
+        let here = others.filter(|(_, account)| account.pleads() && account.is_here());
+        let (idle, busy): (Vec<_>, Vec<_>) = here.partition(|(_, account)| account.idle() > 0);
+        let turn = self.pleas.checked_rem(busy.len()).unwrap_or(0);
+        self.pleas = self.pleas.wrapping_add(1);
+        let in_turn = busy[turn..].iter().chain(&busy[..turn]);
+        idle.iter().chain(in_turn).map(|(key, _)| **key).take(MOST_HEARERS).collect()
+    }
+
+    /// A relay gave up unspent credits for another that lacks slots.
+    ///
+    /// # Errors
+    /// It has not so many. Nothing is changed then.
+    pub fn ceded(
+        &mut self,
+        session: SessionKey,
+        n: u32,
+        to: Option<SessionKey>,
+        now: Instant,
+    ) -> Result<Vec<SlotAction>, NotLent> {
+        let account =
+            self.accounts.get_mut(&session).filter(|account| account.lent >= n).ok_or(NotLent(n))?;
+        account.cede(n);
+        let mut actions = Vec::new();
+        for _ in 0..n {
+            let Some(to) = to else { break };
+            let room =
+                self.accounts.get(&to).is_some_and(|account| account.by_credits() && account.room() > 0);
+            if room && !self.withdrawn && self.free() > 0 {
+                let wants = self.accounts.get(&to).is_some_and(|account| account.claim.is_some());
+                self.lend(to, now, &mut actions);
+                if let Some(account) = self.accounts.get_mut(&to).filter(|_| !wants) {
+                    account.promise_one(now);
+                }
+            }
+        }
         self.settle(now, &mut actions);
         Ok(actions)
     }

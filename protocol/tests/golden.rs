@@ -51,6 +51,7 @@ const EXTENSIONS_TO_RELAY: &[Fields] = &[
     ),
     ("grant", &["n"], &[]),
     ("recall", &["n"], &[]),
+    ("plea", &["relay", "model", "n", "band", "age_ms", "number"], &[]),
     ("load", &["healthy"], &["running", "waiting", "loaded_models", "reason", "relays", "idle_elsewhere"]),
     ("draining", &["deadline_ms"], &[]),
 ];
@@ -64,6 +65,8 @@ const EXTENSIONS_TO_WORKER: &[Fields] = &[
     ("ping", &[], &["timestamp_unix_ms", "replicas"]),
     ("want", &["n", "band", "age_ms", "received"], &[]),
     ("return", &["n"], &[]),
+    ("plea", &["model", "n", "band", "age_ms", "number"], &[]),
+    ("cede", &["n", "relay"], &[]),
     ("goaway", &["deadline_ms"], &[]),
     ("empty", &[], &[]),
 ];
@@ -224,6 +227,17 @@ fn extensions_to_relay() -> Vec<(&'static str, ToRelay)> {
         ("register_full", ToRelay::Register(full)),
         ("grant", ToRelay::Grant { n: 4 }),
         ("recall", ToRelay::Recall { n: 1 }),
+        (
+            "plea",
+            ToRelay::Plea {
+                relay: "8c64d1f2a7b09e35".into(),
+                model: "llama-3".into(),
+                n: 2,
+                band: -1,
+                age_ms: 40,
+                number: 17,
+            },
+        ),
         ("load_minimal", ToRelay::Load(LoadReport { healthy: true, ..LoadReport::default() })),
         ("load_full", ToRelay::Load(load)),
         ("draining", ToRelay::Draining { deadline_ms: 600_000 }),
@@ -248,6 +262,9 @@ fn extensions_to_worker() -> Vec<(&'static str, ToWorker)> {
         ("want", ToWorker::Want { n: 2, band: -1, age_ms: 1500, received: 17 }),
         ("want_withdrawn", ToWorker::Want { n: 0, band: 0, age_ms: 0, received: 17 }),
         ("return", ToWorker::Return { n: 1 }),
+        ("plea", ToWorker::Plea { model: "llama-3".into(), n: 2, band: -1, age_ms: 20, number: 17 }),
+        ("plea_withdrawn", ToWorker::Plea { model: "llama-3".into(), n: 0, band: 0, age_ms: 0, number: 18 }),
+        ("cede", ToWorker::Cede { n: 1, relay: "8c64d1f2a7b09e35".into() }),
         ("goaway", ToWorker::Goaway { deadline_ms: 450_000 }),
         ("empty", ToWorker::Empty),
     ]
@@ -479,7 +496,7 @@ fn fields_match<M: Serialize>(
             less.insert("type".into(), (*tag).into());
             less.remove(*field);
             // A relay may leave out what it does not know of the next request.
-            let may_lack = *tag == "want" && ["band", "age_ms"].contains(field);
+            let may_lack = ["want", "plea"].contains(tag) && ["band", "age_ms"].contains(field);
             assert_eq!(decodes(&less), may_lack, "{tag} without {field}");
         }
     }
@@ -514,9 +531,10 @@ fn no_message_is_left_out() {
             ToRelay::Recall { .. } => 7,
             ToRelay::Load(_) => 8,
             ToRelay::Draining { .. } => 9,
+            ToRelay::Plea { .. } => 10,
         })
         .collect();
-    assert_eq!(to_relay, (0..10).collect());
+    assert_eq!(to_relay, (0..11).collect());
     let to_worker: BTreeSet<_> = v1_to_worker()
         .iter()
         .chain(&extensions_to_worker())
@@ -531,9 +549,11 @@ fn no_message_is_left_out() {
             ToWorker::Return { .. } => 7,
             ToWorker::Goaway { .. } => 8,
             ToWorker::Empty => 9,
+            ToWorker::Plea { .. } => 10,
+            ToWorker::Cede { .. } => 11,
         })
         .collect();
-    assert_eq!(to_worker, (0..10).collect());
+    assert_eq!(to_worker, (0..12).collect());
 }
 
 #[test]

@@ -43,6 +43,11 @@ enum Step {
         band: i32,
         age: u64,
     },
+    /// The relay gives up a credit for one that may be gone, if it has one.
+    Cede {
+        relay: usize,
+        to: usize,
+    },
     Wait {
         millis: u64,
     },
@@ -60,6 +65,7 @@ fn step() -> impl Strategy<Value = Step> {
         20 => relay.clone().prop_map(|relay| Step::Deliver { relay }),
         15 => relay.clone().prop_map(|relay| Step::Request { relay }),
         15 => relay.clone().prop_map(|session| Step::End { session }),
+        6 => (relay.clone(), 0..100_usize).prop_map(|(relay, to)| Step::Cede { relay, to }),
         12 => (relay, 0..5_u32, -1..2_i32, 0..5000_u64)
             .prop_map(|(relay, n, band, age)| Step::Want { relay, n, band, age }),
         6 => (0..3000_u64).prop_map(|millis| Step::Wait { millis }),
@@ -77,6 +83,7 @@ enum Down {
 enum Up {
     Request,
     Return(u32),
+    Cede(SessionKey),
     Want(Want),
 }
 
@@ -141,7 +148,8 @@ impl World {
                 let lending = if fixed { Lending::Fixed { part: most } } else { Lending::Credits };
                 let (down, up) = (VecDeque::new(), VecDeque::new());
                 self.relays.insert(key, Relay { fixed, most, credits: 0, received: 0, down, up });
-                let actions = self.arbiter.joined(key, Terms { lending, most, rank }, self.now);
+                let terms = Terms { lending, most, rank, pleas: rank % 2 == 0 };
+                let actions = self.arbiter.joined(key, terms, self.now);
                 self.perform(actions);
             }
             Step::Leave { relay } => {
@@ -191,6 +199,16 @@ impl World {
                     relay.up.push_back(Up::Want(Want { n, band, age: Duration::from_millis(age), received }));
                 }
             }
+            Step::Cede { relay, to } => {
+                let (Some(key), to) = (self.pick(relay), SessionKey(to as u64 % (self.next + 1))) else {
+                    return;
+                };
+                let relay = self.relays.get_mut(&key).expect("it was picked");
+                if relay.credits > 0 {
+                    relay.credits -= 1;
+                    relay.up.push_back(Up::Cede(to));
+                }
+            }
             Step::Wait { millis } => {
                 self.now += Duration::from_millis(millis);
                 let actions = self.arbiter.handle_timeout(self.now);
@@ -227,6 +245,11 @@ impl World {
             Some(Up::Request) => self.start(key),
             Some(Up::Return(n)) => {
                 let actions = self.arbiter.returned(key, n, self.now).expect("it was recalled");
+                self.perform(actions);
+            }
+            Some(Up::Cede(to)) => {
+                let to = self.relays.contains_key(&to).then_some(to);
+                let actions = self.arbiter.ceded(key, 1, to, self.now).expect("it had one");
                 self.perform(actions);
             }
             Some(Up::Want(want)) => {
@@ -268,7 +291,7 @@ impl World {
             }
             let coming = |down: &Down| if let Down::Credits(n) = down { *n } else { 0 };
             let going = |up: &Up| match up {
-                Up::Request => 1,
+                Up::Request | Up::Cede(_) => 1,
                 Up::Return(n) => *n,
                 Up::Want(_) => 0,
             };
@@ -341,6 +364,9 @@ proptest! {
                 step => world.take(step),
             }
         }
+        // What was ceded counts as about to be spent for a while.
+        world.settle();
+        world.take(Step::Wait { millis: 3000 });
         // Nobody else has a use for what lies idle there.
         for relay in 0..world.relays.len() {
             world.take(Step::Want { relay, n: 0, band: 0, age: 0 });

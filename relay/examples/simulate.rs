@@ -4,7 +4,8 @@
 //! cargo run --release -p modelrelay-relay --example simulate
 //! ```
 //! Every link takes 10 ms each way; requests run for one second on average; they come at 90 % of what all slots can
-//! bear, four of five to the first relay. Figures are of ten seconds after ten of warming up.
+//! bear, four of five to the first relay. Figures are of ten seconds after ten of warming up, in a small fleet of two hundred,
+//! since there they depend on how long all slots happen to be in use.
 
 #![allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, unreachable_pub, dead_code)]
 
@@ -27,16 +28,15 @@ use self::clock::{MS, SECOND};
 use self::world::{Messages, Setup, Stream, World};
 
 const WARM_UP: clock::Time = 10 * SECOND;
-const MEASURED: clock::Time = 10 * SECOND;
 
 fn main() {
     let quick = std::env::args().any(|argument| argument == "--quick");
     let sizes: &[usize] = if quick { &[100] } else { &[1000, 10_000] };
     println!(
         "| relays | workers | slots each | met at once | slot and request meet, p50 / p99 / max of the others, ms \
-         | messages per request: want | recall, return | grant | report | all | idle while requests wait |"
+         | messages per request: plea, cede | want | recall, return | grant | report | all | idle while requests wait |"
     );
-    println!("|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|");
+    println!("|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|");
     for &workers in sizes {
         for slots in [1, 8] {
             for relays in [1, 3, 10] {
@@ -47,6 +47,7 @@ fn main() {
 }
 
 fn measure(relays: usize, workers: usize, slots: u32) {
+    let measured = if workers > 100 { 10 * SECOND } else { 200 * SECOND };
     let setup = Setup {
         workers,
         slots: (slots, slots),
@@ -63,7 +64,7 @@ fn measure(relays: usize, workers: usize, slots: u32) {
     let total = workers as u64 * u64::from(slots);
     let others = if relays > 1 { 20.0 / (relays - 1) as f64 } else { 0.0 };
     let weights = (0..relays).map(|relay| if relay == 0 { 8000 } else { (others * 100.0) as u64 }).collect();
-    let until = WARM_UP + MEASURED;
+    let until = WARM_UP + measured;
     // 90 % of all slots.
     world.add_stream(Stream { every: SECOND * 10 / (9 * total), weights, band: 0, until });
     world.meetings.from = WARM_UP;
@@ -72,18 +73,19 @@ fn measure(relays: usize, workers: usize, slots: u32) {
     let answered = world.ends.answered;
     world.run_until(until);
     let requests = (world.ends.answered - answered) as f64;
-    let Messages { wants, withdrawals, recalls, returns, grants, reports } = world.messages;
+    let Messages { wants, withdrawals, recalls, returns, grants, reports, pleas, cedes } = world.messages;
     let each = |count: u64| count as f64 / requests;
     let all = each(world.messages.total());
     let met_at_once = world.meetings.times.iter().filter(|time| **time == 0).count() as f64;
     let share = met_at_once / world.meetings.times.len() as f64;
     world.meetings.times.retain(|time| *time > 0);
     let [p50, p99, max] = [500, 990, 1000].map(|part| world.meetings.quantile(part) as f64 / MS as f64);
-    let idle = world.meetings.wasted as f64 / (MEASURED as f64 * total as f64);
+    let idle = world.meetings.wasted as f64 / (measured as f64 * total as f64);
     println!(
-        "| {relays} | {workers} | {slots} | {:.1} % | {p50:.0} / {p99:.0} / {max:.0} | {:.2} | {:.2} | {:.2} | {:.2} \
+        "| {relays} | {workers} | {slots} | {:.1} % | {p50:.0} / {p99:.0} / {max:.0} | {:.2} | {:.2} | {:.2} | {:.2} | {:.2} \
          | {all:.2} | {:.2} % |",
         share * 100.0,
+        each(pleas + cedes),
         each(wants + withdrawals),
         each(recalls + returns),
         each(grants),

@@ -551,6 +551,17 @@ impl Dispatcher {
                         session.send(ToWorker::Want { n, band, age_ms, received });
                     }
                 }
+                Action::Plea { worker, model, n, band, age, number } => {
+                    if let Some(session) = inner.sessions.get(&worker) {
+                        let age_ms = age.as_millis().try_into().unwrap_or(u64::MAX);
+                        session.send(ToWorker::Plea { model: model.to_string(), n, band, age_ms, number });
+                    }
+                }
+                Action::Cede { worker, n, relay } => {
+                    if let Some(session) = inner.sessions.get(&worker) {
+                        session.cede(n, &relay);
+                    }
+                }
                 Action::Reject { request, reason } => {
                     if let Some(running) = inner.requests.get_mut(&request) {
                         let is_text = running.work.as_ref().is_some_and(|work| work.is_text);

@@ -27,7 +27,7 @@
 //! assert_eq!(scheduler.poll_action(), None); // it waits, until `poll_timeout` at the latest
 //! let capacity = Capacity::Declared { slots: 1 };
 //! let models = vec!["llama".into()];
-//! let info = WorkerInfo { capacity, slots: 1, models, streams: false, identity: 7, reported_load: 0 };
+//! let info = WorkerInfo { capacity, slots: 1, models, streams: false, identity: 7, reported_load: 0, pleas: false };
 //! scheduler.handle(Event::Joined { worker, info }, now);
 //! assert_eq!(scheduler.poll_action(), Some(Action::Dispatch { request, worker, target: 0 }));
 //! ```
@@ -51,8 +51,9 @@
 //!
 //! # Several replicas
 //! Workers lend their slots to every relay replica. When a request waits here while slots are lent elsewhere, the
-//! scheduler asks for them ([`Action::Want`]); when everything is busy, bands and then first come first served hold
-//! over the queues of all replicas, and the order of tenants within each.
+//! scheduler asks the other replicas for what lies idle there ([`Action::Plea`]), and gives up what lies idle here for
+//! those that ask ([`Action::Cede`]). When everything is busy it claims slots at their workers ([`Action::Want`]): bands
+//! and then first come first served hold over the queues of all replicas, and the order of tenants within each.
 
 mod borrowing;
 mod event;
@@ -60,6 +61,7 @@ mod fairness;
 mod membership;
 mod models;
 mod placement;
+mod pleading;
 mod queue;
 mod request;
 #[cfg(test)]
@@ -73,12 +75,13 @@ use std::time::Instant;
 
 use self::borrowing::Borrowing;
 pub use self::event::{
-    Action, Affinity, CancelReason, Capacity, Event, RefusalCause, Reject, Replica, RequestKey,
+    Action, Affinity, CancelReason, Capacity, Event, Plea, RefusalCause, Reject, Replica, RequestKey,
     SchedulerConfig, SessionNeeds, Strategy, Submission, Target, TenantId, WorkerId, WorkerInfo,
 };
 use self::fairness::Accounts;
 use self::models::{ANY, Models};
 use self::placement::{Demand, Draws, Preference, weighted};
+use self::pleading::Pleading;
 use self::request::{Request, Run, State};
 pub use self::view::{Counts, QueueView, RunningView, Shortage, Snapshot, WorkerView};
 use self::waiting::Held;
@@ -102,6 +105,7 @@ pub struct Scheduler {
     actions: VecDeque<Action>,
     draws: Draws,
     borrowing: Borrowing,
+    pleading: Pleading,
     /// Counts dispatches, so that workers of equal load take turns.
     turn: u64,
 }
@@ -128,6 +132,7 @@ impl Scheduler {
             actions: VecDeque::new(),
             draws: Draws::new(),
             borrowing: Borrowing::default(),
+            pleading: Pleading::default(),
             turn: 0,
         }
     }
@@ -150,6 +155,7 @@ impl Scheduler {
             Event::SlotsShared { worker, relays, idle_elsewhere } => {
                 self.slots_shared(worker, relays, idle_elsewhere);
             }
+            Event::Pleaded { worker, plea } => self.pleaded(worker, plea, now),
             Event::Draining { worker } => self.draining(worker, now),
             Event::Lost { worker } => self.lost(worker, now),
             Event::Submitted(submission) => self.submitted(submission, now),
@@ -186,7 +192,7 @@ impl Scheduler {
     pub fn poll_timeout(&self) -> Option<Instant> {
         let limit = self.timers.first().map(|(at, _)| *at);
         let penalty = self.penalties.first().map(|(at, _)| *at);
-        [limit, penalty, self.borrowing.due()].into_iter().flatten().min()
+        [limit, penalty, self.borrowing.due(), self.pleading.due()].into_iter().flatten().min()
     }
 
     fn submitted(&mut self, submission: Submission, now: Instant) {

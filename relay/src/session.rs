@@ -115,6 +115,8 @@ pub struct Session {
     close: OnceLock<Close>,
     /// A number of replicas that the worker does not know yet; 0 when there is none.
     untold_replicas: AtomicU32,
+    /// Credits that were ceded and not yet taken off what the worker lent.
+    ceded: AtomicU32,
     writer: AtomicWaker,
 }
 
@@ -144,6 +146,7 @@ impl Session {
             outbox: Mutex::default(),
             close: OnceLock::new(),
             untold_replicas: AtomicU32::new(0),
+            ceded: AtomicU32::new(0),
             writer: AtomicWaker::new(),
         }
     }
@@ -222,6 +225,17 @@ impl Session {
             self.untold_replicas.store(replicas, Ordering::Release);
             self.writer.wake();
         }
+    }
+
+    /// Gives up credits of the worker for another relay.
+    pub fn cede(&self, n: u32, relay: &str) {
+        self.ceded.fetch_add(n, Ordering::AcqRel);
+        self.send(ToWorker::Cede { n, relay: relay.to_owned() });
+    }
+
+    /// Takes the number of credits that were ceded since it was last asked.
+    fn take_ceded(&self) -> u32 {
+        self.ceded.swap(0, Ordering::AcqRel)
     }
 
     /// Takes the number that the worker has to be told.

@@ -15,8 +15,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use modelrelay_relay::scheduler::{
-    Action, Affinity, Capacity, Event, RefusalCause, RequestKey, Scheduler, SchedulerConfig, SessionNeeds,
-    Strategy as Placement, Submission, Target, TenantId, WorkerId, WorkerInfo,
+    Action, Affinity, Capacity, Event, Plea, RefusalCause, RequestKey, Scheduler, SchedulerConfig,
+    SessionNeeds, Strategy as Placement, Submission, Target, TenantId, WorkerId, WorkerInfo,
 };
 use proptest::prelude::*;
 use proptest::test_runner::{RngAlgorithm, TestRng, TestRunner};
@@ -32,6 +32,7 @@ enum Step {
     Grant { worker: usize, credits: u32 },
     Recall { worker: usize, credits: u32 },
     Share { worker: usize, relays: u32, idle: bool },
+    Plea { worker: usize, model: Arc<str>, n: u32, band: i32 },
     Drain { worker: usize },
     Lose { worker: usize },
     Submit { targets: Arc<[Target]>, tenant: u32, band: i32, bytes: u64, kind: u8, limit: Option<u64> },
@@ -107,6 +108,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (pick.clone(), 0..3_u32).prop_map(|(worker, credits)| Step::Recall { worker, credits }),
         4 => (pick.clone(), 1..4_u32, any::<bool>())
             .prop_map(|(worker, relays, idle)| Step::Share { worker, relays, idle }),
+        4 => (pick.clone(), model(), 0..4_u32, -1..2_i32)
+            .prop_map(|(worker, model, n, band)| Step::Plea { worker, model, n, band }),
         1 => pick.clone().prop_map(|worker| Step::Drain { worker }),
         5 => pick.clone().prop_map(|worker| Step::Lose { worker }),
         40 => submit(),
@@ -126,13 +129,21 @@ struct History {
     reference: Reference,
     workers: u64,
     requests: u64,
+    pleas: u64,
 }
 
 impl History {
     fn new(config: SchedulerConfig) -> Self {
         let scheduler = Scheduler::new(config.clone());
         let twin = Scheduler::new(config.clone());
-        Self { scheduler, twin, reference: Reference::new(config, Instant::now()), workers: 0, requests: 0 }
+        Self {
+            scheduler,
+            twin,
+            reference: Reference::new(config, Instant::now()),
+            workers: 0,
+            requests: 0,
+            pleas: 0,
+        }
     }
 
     fn take(&mut self, step: Step) {
@@ -149,7 +160,15 @@ impl History {
                 self.workers += 1;
                 let capacity = if granted { Capacity::Granted } else { Capacity::Declared { slots } };
                 let identity = self.workers * 7919;
-                let info = WorkerInfo { capacity, slots, models, streams, identity, reported_load: load };
+                let info = WorkerInfo {
+                    capacity,
+                    slots,
+                    models,
+                    streams,
+                    identity,
+                    reported_load: load,
+                    pleas: streams,
+                };
                 Event::Joined { worker: WorkerId(self.workers), info }
             }
             Step::Models { worker: pick, models } => Event::ModelsChanged { worker: worker(pick), models },
@@ -164,6 +183,12 @@ impl History {
             }
             Step::Share { worker: pick, relays, idle } => {
                 Event::SlotsShared { worker: worker(pick), relays, idle_elsewhere: idle }
+            }
+            Step::Plea { worker: pick, model, n, band } => {
+                self.pleas += 1;
+                let (relay, age) = (Arc::from("another"), Duration::ZERO);
+                let plea = Plea { relay, model, n, band, age, number: self.pleas };
+                Event::Pleaded { worker: worker(pick), plea }
             }
             Step::Drain { worker: pick } => Event::Draining { worker: worker(pick) },
             Step::Lose { worker: pick } => Event::Lost { worker: worker(pick) },
@@ -223,8 +248,12 @@ impl History {
 
     fn settle(&mut self) {
         while let Some(action) = self.scheduler.poll_action() {
-            assert_eq!(self.twin.poll_action(), Some(action), "the same events give the same actions");
-            self.reference.observe(action);
+            assert_eq!(
+                self.twin.poll_action(),
+                Some(action.clone()),
+                "the same events give the same actions"
+            );
+            self.reference.observe(&action);
         }
         assert_eq!(self.twin.poll_action(), None);
         self.reference.check_settled();
@@ -308,7 +337,15 @@ impl Competition {
         for (id, &slots) in (1..).zip(slots) {
             let capacity = Capacity::Declared { slots };
             let models = vec!["m".into()];
-            let info = WorkerInfo { capacity, slots, models, streams: false, identity: id, reported_load: 0 };
+            let info = WorkerInfo {
+                capacity,
+                slots,
+                models,
+                streams: false,
+                identity: id,
+                reported_load: 0,
+                pleas: false,
+            };
             scheduler.handle(Event::Joined { worker: WorkerId(id), info }, now);
         }
         let (running, used) = (vec![0; weights.len()], vec![0.0; weights.len()]);

@@ -94,8 +94,8 @@ fn run_histories(faulty: bool) {
         "{count} histories from seed {first}: {steps} steps, {requests} requests, of which {late} waited longer than two \
          round trips beside an idle slot, the longest {slowest} % of that"
     );
-    // One in a thousand is usual: they lost races for the last idle slots.
-    assert!(count < 100 || late as u64 * 200 <= requests, "{late} of {requests} waited for long");
+    // They lost races for the last idle slots: three in ten thousand without faults, eight with them.
+    assert!(count < 100 || late as u64 * 500 <= requests, "{late} of {requests} waited for long");
 }
 
 #[test]

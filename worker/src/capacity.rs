@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use modelrelay_protocol::frame::{LoadReport, ToRelay};
 use modelrelay_protocol::slots::{
-    Arbiter, Lending, NoCredit, NotRecalled, SessionKey, Shared, SlotAction, Terms, Want,
+    Arbiter, Lending, NoCredit, NotLent, NotRecalled, SessionKey, Shared, SlotAction, Terms, Want,
 };
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
@@ -23,10 +23,22 @@ pub(crate) enum Member {
     Fixed { part: u32 },
 }
 
+/// What a relay lacks.
+#[derive(Debug)]
+pub(crate) struct Plea {
+    pub(crate) model: String,
+    pub(crate) n: u32,
+    pub(crate) band: i32,
+    pub(crate) age_ms: u64,
+    pub(crate) number: u64,
+}
+
 /// A relay that is lent slots.
 #[derive(Clone, Debug)]
 pub(crate) struct Borrower {
     pub(crate) control: Control,
+    /// What the relay is called; none when it does not take pleas.
+    pub(crate) relay: Option<String>,
     /// Slots that it may have at once.
     pub(crate) most: u32,
     /// What load reports say of the backend; none when the relay takes no reports.
@@ -87,15 +99,16 @@ impl Capacity {
         let mut inner = self.lock();
         let key = SessionKey(inner.next);
         inner.next += 1;
-        let (lending, most) = match member {
+        let (lending, most, pleas) = match member {
             Member::Credits(borrower) => {
-                let most = borrower.most;
+                let (most, pleas) = (borrower.most, borrower.relay.is_some());
                 inner.borrowers.insert(key, borrower);
-                (Lending::Credits, most)
+                (Lending::Credits, most, pleas)
             }
-            Member::Fixed { part } => (Lending::Fixed { part }, part),
+            Member::Fixed { part } => (Lending::Fixed { part }, part, false),
         };
-        let actions = inner.arbiter.joined(key, Terms { lending, most, rank: rand::random() }, now());
+        let terms = Terms { lending, most, rank: rand::random(), pleas };
+        let actions = inner.arbiter.joined(key, terms, now());
         self.perform(&mut inner, actions);
         key
     }
@@ -131,6 +144,33 @@ impl Capacity {
     pub(crate) fn returned(&self, key: SessionKey, n: u32) -> Result<(), NotRecalled> {
         let mut inner = self.lock();
         let actions = inner.arbiter.returned(key, n, now())?;
+        self.perform(&mut inner, actions);
+        drop(inner);
+        self.changed.notify_waiters();
+        Ok(())
+    }
+
+    /// A relay lacks slots: others are told.
+    pub(crate) fn pleaded(&self, key: SessionKey, plea: Plea) {
+        let mut inner = self.lock();
+        let name = inner.borrowers.get(&key).and_then(|borrower| borrower.relay.clone());
+        let Some(relay) = name else { return };
+        let Plea { model, n, band, age_ms, number } = plea;
+        let message = ToRelay::Plea { relay, model, n, band, age_ms, number };
+        for hearer in inner.arbiter.hearers(key) {
+            inner.send(hearer, &message);
+        }
+    }
+
+    /// A relay gave up credits for another.
+    ///
+    /// # Errors
+    /// It does not have them.
+    pub(crate) fn ceded(&self, key: SessionKey, n: u32, relay: &str) -> Result<(), NotLent> {
+        let mut inner = self.lock();
+        let is_named = |borrower: &Borrower| borrower.relay.as_deref() == Some(relay);
+        let to = inner.borrowers.iter().find(|(_, borrower)| is_named(borrower)).map(|(&key, _)| key);
+        let actions = inner.arbiter.ceded(key, n, to, now())?;
         self.perform(&mut inner, actions);
         drop(inner);
         self.changed.notify_waiters();

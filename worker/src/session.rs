@@ -162,7 +162,8 @@ pub(crate) async fn run(
     let member = if credits {
         let state = extensions.has(Extension::Load).then(|| core.state.subscribe());
         let most = ack.max_concurrent.unwrap_or(part.slots);
-        Member::Credits(Borrower { control: control.clone(), most, state })
+        let named = extensions.has(Extension::Pleas).then(|| claim.name().to_owned());
+        Member::Credits(Borrower { control: control.clone(), relay: named, most, state })
     } else {
         Member::Fixed { part: part.fixed }
     };

@@ -74,6 +74,11 @@ impl Account {
         matches!(self.terms.lending, Lending::Credits)
     }
 
+    /// Whether its relay hears pleas.
+    pub(super) fn pleads(&self) -> bool {
+        self.terms.pleas && self.by_credits()
+    }
+
     pub(super) fn is_here(&self) -> bool {
         self.phase != Phase::Gone
     }
@@ -135,6 +140,17 @@ impl Account {
         self.lent -= n;
         self.promised = self.promised.min(self.lent);
         Ok(())
+    }
+
+    pub(super) fn cede(&mut self, n: u32) {
+        self.lent -= n;
+        self.promised = self.promised.min(self.lent);
+    }
+
+    /// One of its credits was ceded to it, and is about to be spent unless it had one from elsewhere meanwhile.
+    pub(super) fn promise_one(&mut self, now: Instant) {
+        self.promised = (self.promised + 1).min(self.lent);
+        self.promised_until = self.promised_until.max(Some(now + RENEWAL_INTERVAL));
     }
 
     /// Lends one more slot; a want is filled first.

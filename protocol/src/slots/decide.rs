@@ -32,7 +32,7 @@ impl Arbiter {
         actions
     }
 
-    fn free(&self) -> u32 {
+    pub(super) fn free(&self) -> u32 {
         self.slots.saturating_sub(self.accounts.values().map(Account::held).sum())
     }
 
@@ -71,7 +71,7 @@ impl Arbiter {
         open.min_by_key(|(_, account)| key(account)).map(|(&session, _)| session)
     }
 
-    fn lend(&mut self, session: SessionKey, now: Instant, actions: &mut Vec<SlotAction>) {
+    pub(super) fn lend(&mut self, session: SessionKey, now: Instant, actions: &mut Vec<SlotAction>) {
         let Some(account) = self.accounts.get_mut(&session) else { return };
         account.lend_one(now);
         if !account.by_credits() {
@@ -147,9 +147,12 @@ impl Arbiter {
             return;
         }
         let idle: u32 = here().map(Account::idle).sum();
+        // Idle slots with relays that hear pleas need no report to one that pleads.
+        let unheard: u32 = here().filter(|account| !account.pleads()).map(Account::idle).sum();
         for (&session, account) in &mut self.accounts {
             if account.by_credits() && account.is_here() {
-                let shared = Shared { relays, idle_elsewhere: idle > account.idle() };
+                let idle_elsewhere = if account.pleads() { unheard > 0 } else { idle > account.idle() };
+                let shared = Shared { relays, idle_elsewhere };
                 if account.tell(shared, now) {
                     actions.push(SlotAction::Report { session, shared });
                 }

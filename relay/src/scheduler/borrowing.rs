@@ -1,7 +1,8 @@
 //! Slots that workers lent to other relay replicas, and which of them are wanted here.
 //!
-//! A relay that lacks slots asks as many workers with idle slots elsewhere as it lacks, at once; more where that was in
-//! vain. When there is none, all that serve the model, at most [`MOST_ASKED`]. Those are the same ones in every replica,
+//! What lies idle elsewhere is pleaded for ([`super::pleading`]). Where it lies with a relay that does not take pleas its
+//! worker says so, and as many such workers are asked as slots are lacking, at once; more where that was in vain. When
+//! there is none, and pleas bring nothing, all that serve the model are asked, at most [`MOST_ASKED`]. Those are the same ones in every replica,
 //! drawn anew each second: there the replicas' claims meet and the oldest request wins, elsewhere slots stay where they
 //! are used. The worker's side and the messages are in `modelrelay_protocol::slots`.
 //!
@@ -79,7 +80,7 @@ pub(super) struct Borrowing {
     /// Requests that waited when it was last decided whom to ask.
     planned: usize,
     /// Something happened that may change whom to ask.
-    dirty: bool,
+    pub(super) dirty: bool,
     /// When wants are to be renewed.
     due: Option<Instant>,
 }
@@ -94,6 +95,16 @@ struct Uncovered {
 impl Borrowing {
     pub(super) fn due(&self) -> Option<Instant> {
         self.due
+    }
+
+    /// Says whether a worker lends its slots to other relays as well.
+    pub(super) fn is_lender(&self, worker: WorkerIx) -> bool {
+        self.lenders.contains_key(&worker)
+    }
+
+    /// All lenders in turn, beginning after this one.
+    pub(super) fn lenders_after(&self, last: WorkerIx) -> impl Iterator<Item = WorkerIx> {
+        self.lenders.range(last + 1..).chain(self.lenders.range(..=last)).map(|(&worker, _)| worker)
     }
 
     fn spot(&self, identity: u64) -> u64 {
@@ -229,8 +240,11 @@ impl Scheduler {
     pub(super) fn borrow(&mut self, now: Instant) {
         if self.borrowing.lenders.is_empty() {
             self.borrowing.due = None;
+            self.pleading.forget();
             return;
         }
+        self.cede(now);
+        self.plead(now);
         let waiting = self.waiting.requests;
         if waiting == 0 {
             while let Some(worker) = self.borrowing.asked.first().copied() {
@@ -257,7 +271,7 @@ impl Scheduler {
             if left > 0 {
                 left = self.ask_for_more(uncovered.model, left, now);
             }
-            if left > 0 {
+            if left > 0 && self.must_claim(uncovered.model, now) {
                 self.ask_all(uncovered.model, now);
             }
         }
@@ -290,7 +304,7 @@ impl Scheduler {
         all
     }
 
-    fn serves_model(&self, worker: WorkerIx, model: ModelIx) -> bool {
+    pub(super) fn serves_model(&self, worker: WorkerIx, model: ModelIx) -> bool {
         self.workers[worker].serves.iter().any(|&serves| serves == ANY || serves == model)
     }
 

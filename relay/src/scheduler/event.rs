@@ -91,6 +91,8 @@ pub struct WorkerInfo {
     pub identity: u64,
     /// The load it registered with; counts at once.
     pub reported_load: u32,
+    /// Whether it passes pleas on to other relays, and what this one cedes.
+    pub pleas: bool,
 }
 
 /// Why a worker did not take a request that may move.
@@ -164,6 +166,13 @@ pub enum Event {
         /// Whether idle ones are lent to others.
         idle_elsewhere: bool,
     },
+    /// A worker passed on what another relay lacks.
+    Pleaded {
+        /// The worker's session.
+        worker: WorkerId,
+        /// What lacks, and who.
+        plea: Plea,
+    },
     /// A worker takes nothing new; what runs there goes on.
     Draining {
         /// Its session.
@@ -202,8 +211,25 @@ pub enum Event {
     },
 }
 
+/// Another relay replica lacks slots.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Plea {
+    /// The replica's name.
+    pub relay: Arc<str>,
+    /// The model that requests wait for there.
+    pub model: Arc<str>,
+    /// How many slots.
+    pub n: u32,
+    /// Band of the first of these requests.
+    pub band: i32,
+    /// How long that one has waited.
+    pub age: Duration,
+    /// Grows with each plea of the replica. One for no slots takes back those before it.
+    pub number: u64,
+}
+
 /// What the dispatcher has to do.
-#[derive(Copy, Clone, Eq, PartialEq, Debug)]
+#[derive(Clone, Eq, PartialEq, Debug)]
 pub enum Action {
     /// Send a request to a worker.
     Dispatch {
@@ -233,6 +259,30 @@ pub enum Action {
         age: Duration,
         /// Credits that its session brought so far.
         received: u64,
+    },
+    /// Ask other relays, by way of a worker, for slots.
+    Plea {
+        /// The worker's session.
+        worker: WorkerId,
+        /// The model that requests wait for.
+        model: Arc<str>,
+        /// How many slots are lacking beyond those that were pleaded for; 0 takes all back.
+        n: u32,
+        /// Band of the first of these requests.
+        band: i32,
+        /// How long that one has waited.
+        age: Duration,
+        /// Grows with each plea.
+        number: u64,
+    },
+    /// Give up unspent credits of a worker for another relay. The scheduler has taken them off.
+    Cede {
+        /// The worker's session.
+        worker: WorkerId,
+        /// How many.
+        n: u32,
+        /// The relay that lacks them.
+        relay: Arc<str>,
     },
     /// Stop a request at a worker. The scheduler has forgotten it.
     Cancel {

@@ -42,6 +42,7 @@ impl Scheduler {
         self.workers[index].grant(credits);
         self.restate(index);
         let wanted = self.granted_for_want(index, credits);
+        self.pleas_filled(index, credits);
         self.fill(index, now);
         if wanted {
             self.decline(index);

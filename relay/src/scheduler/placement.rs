@@ -90,6 +90,13 @@ impl Pool {
         self.serving[usize::from(needs_streams)..].iter().sum()
     }
 
+    /// The free worker that would be chosen last of those that `may`.
+    pub(super) fn last_free(&self, may: impl Fn(WorkerIx) -> bool) -> Option<WorkerIx> {
+        let sets = self.free.iter();
+        let last = sets.filter_map(|set| set.iter().rev().find(|free| may(free.worker))).max();
+        last.map(|free| free.worker)
+    }
+
     fn free(&self, needs_streams: bool) -> &[BTreeSet<FreeKey>] {
         &self.free[usize::from(needs_streams)..]
     }

@@ -6,6 +6,7 @@ mod borrowing;
 mod moving;
 mod order;
 mod placing;
+mod pleading;
 mod waiting;
 
 use std::sync::Arc;
@@ -118,6 +119,7 @@ fn declared(slots: u32, models: &[&str]) -> WorkerInfo {
         streams: false,
         identity: 0,
         reported_load: 0,
+        pleas: false,
     }
 }
 
@@ -184,7 +186,11 @@ fn cancel(request: u64, worker: WorkerId, reason: CancelReason) -> Action {
 fn workers(actions: &[Action]) -> Vec<WorkerId> {
     let worker = |action: &Action| match action {
         Action::Dispatch { worker, .. } => Some(*worker),
-        Action::Reject { .. } | Action::Cancel { .. } | Action::Want { .. } => None,
+        Action::Reject { .. }
+        | Action::Cancel { .. }
+        | Action::Want { .. }
+        | Action::Plea { .. }
+        | Action::Cede { .. } => None,
     };
     actions.iter().filter_map(worker).collect()
 }
@@ -193,7 +199,11 @@ fn workers(actions: &[Action]) -> Vec<WorkerId> {
 fn dispatched(actions: &[Action]) -> Vec<u64> {
     let request = |action: &Action| match action {
         Action::Dispatch { request, .. } => Some(request.0),
-        Action::Reject { .. } | Action::Cancel { .. } | Action::Want { .. } => None,
+        Action::Reject { .. }
+        | Action::Cancel { .. }
+        | Action::Want { .. }
+        | Action::Plea { .. }
+        | Action::Cede { .. } => None,
     };
     actions.iter().filter_map(request).collect()
 }

@@ -20,6 +20,7 @@ pub(super) struct Worker {
     capacity: Capacity,
     slots: u32,
     pub(super) streams: bool,
+    pub(super) pleas: bool,
     pub(super) spot: u64,
     pub(super) models: Vec<Arc<str>>,
     /// The pools it is in: [`super::models::ANY`] alone when it serves any model; none while draining.
@@ -41,12 +42,13 @@ pub(super) struct Worker {
 
 impl Worker {
     fn new(id: WorkerId, info: WorkerInfo) -> Self {
-        let WorkerInfo { capacity, slots, models, streams, identity, reported_load } = info;
+        let WorkerInfo { capacity, slots, models, streams, identity, reported_load, pleas } = info;
         Self {
             id,
             capacity,
             slots: slots.max(1),
             streams,
+            pleas: pleas && capacity == Capacity::Granted,
             spot: mix(identity),
             models,
             serves: Vec::new(),

@@ -200,6 +200,7 @@ fn worker_info(session: &Session, register: &Register, models: Vec<Arc<str>>) ->
         streams: session.is_ours(),
         identity: stable_hash(format!("{}/{}", session.credential.pool, session.name).as_bytes()),
         reported_load: if by_credits { 0 } else { register.current_load.unwrap_or(0) },
+        pleas: by_credits && session.extensions.has(Extension::Pleas),
     }
 }
 

@@ -121,7 +121,7 @@ impl Reference {
                 self.with_worker(*worker, |worker| worker.foreign = load.saturating_sub(own));
             }
             // Who else uses the slots changes what is asked for, never what is done with what is here.
-            Event::SlotsShared { .. } => {}
+            Event::SlotsShared { .. } | Event::Pleaded { .. } => {}
             Event::Granted { worker, credits } => {
                 self.with_worker(*worker, |worker| worker.credits += credits);
             }
@@ -251,8 +251,8 @@ impl Reference {
     }
 
     /// Checks one action against the state it was decided in.
-    pub(crate) fn observe(&mut self, action: Action) {
-        match action {
+    pub(crate) fn observe(&mut self, action: &Action) {
+        match *action {
             Action::Dispatch { request, worker, target } => {
                 assert!(!self.rejects.contains_key(&request), "{request:?} was to end");
                 let known = self.requests.get(&request).expect("only what has not ended is dispatched");
@@ -291,6 +291,16 @@ impl Reference {
             Action::Want { worker, n, .. } => {
                 assert!(self.workers().contains(&worker), "{worker:?} is gone");
                 assert!(n == 0 || self.waiting().count() > 0, "nothing waits");
+            }
+            Action::Plea { worker, n, .. } => {
+                assert!(self.workers().contains(&worker), "{worker:?} is gone");
+                assert!(n == 0 || self.waiting().count() > 0, "nothing waits");
+            }
+            Action::Cede { worker, n, .. } => {
+                assert!(self.workers().contains(&worker), "{worker:?} is gone");
+                self.with_worker(worker, |worker| {
+                    worker.credits = worker.credits.checked_sub(n).expect("only what there is is ceded");
+                });
             }
             Action::Cancel { request, worker, .. } => {
                 assert!(self.cancels.remove(&(request, worker)), "{request:?} at {worker:?}");

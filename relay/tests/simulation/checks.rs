@@ -37,16 +37,16 @@ impl World {
     }
 
     /// A queued request and an idle slot meet within two round trips, unless others are after the same slots: each race
-    /// that is lost costs as much again, and in the end a want is renewed. What other workers do not get back from a dead
-    /// connection is waited for until then as well, and twice as many are asked the next time; and this one may have a dead
-    /// connection itself.
+    /// that is lost costs as much again. What is said over a dead connection is lost, and said again by another way after a
+    /// while; what other workers do not get back from one is waited for until then as well, and twice as many are asked the
+    /// next time; and this one may have a dead connection itself.
     fn slowest_meeting(&self, worker: usize) -> Time {
         let nanoseconds = |time: Duration| u64::try_from(time.as_nanos()).expect("it is short");
-        let renewals = if self.faults.every > 0 { 3 } else { 1 };
+        let (races, renewals) = if self.faults.every > 0 { (5, 3) } else { (4, 0) };
         let dead_ends = renewals * nanoseconds(RENEWAL_INTERVAL);
         let is_dead = |&link: &LinkIx| !self.links[link].is_sound(self.now);
         let recall = self.workers[worker].links.iter().any(is_dead).then_some(nanoseconds(RECALL_LIMIT));
-        5 * self.setup.two_round_trips() + dead_ends + recall.unwrap_or(0)
+        races * self.setup.two_round_trips() + dead_ends + recall.unwrap_or(0)
     }
 
     /// No request waits long while a worker that its relay is connected to has an idle slot for it.

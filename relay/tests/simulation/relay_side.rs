@@ -1,8 +1,11 @@
 //! What a relay does around its scheduler: the dispatcher and the sessions, without bytes.
 
+use std::sync::Arc;
+
 use modelrelay_protocol::slots::Want;
 use modelrelay_relay::scheduler::{
-    Action, Capacity, Event as Happened, RequestKey, SessionNeeds, Submission, Target, TenantId, WorkerInfo,
+    Action, Capacity, Event as Happened, Plea, RequestKey, SessionNeeds, Submission, Target, TenantId,
+    WorkerInfo,
 };
 
 use super::clock::{MS, SECOND, Time};
@@ -113,6 +116,16 @@ impl World {
                     let link = self.relays[relay].sessions[&worker];
                     self.to_worker(link, ToWorker::Want(Want { n, band, age, received }));
                 }
+                Action::Plea { worker, model, n, band, age, number } => {
+                    let link = self.relays[relay].sessions[&worker];
+                    let model = self.model_number(&model);
+                    self.to_worker(link, ToWorker::Plea { model, n, band, age, number });
+                }
+                Action::Cede { worker, n, relay: to } => {
+                    let link = self.relays[relay].sessions[&worker];
+                    let relay = to.parse().expect("relays are named by their numbers");
+                    self.to_worker(link, ToWorker::Cede { n, relay });
+                }
                 Action::Cancel { request, worker, reason: _ } => {
                     let Some(&link) = self.relays[relay].sessions.get(&worker) else { continue };
                     let mut sent = self.links[link].sent.iter_mut();
@@ -163,6 +176,11 @@ impl World {
             ToRelay::Recall(n) => {
                 let n = self.relays[relay].scheduler.recall(worker, n);
                 self.to_worker(link, ToWorker::Return(n));
+            }
+            ToRelay::Plea { relay: from, model, n, band, age, number } => {
+                let model = self.model_name(model);
+                let plea = Plea { relay: Arc::from(from.to_string()), model, n, band, age, number };
+                self.tell(relay, Happened::Pleaded { worker, plea });
             }
             ToRelay::Load(shared) => {
                 let (relays, idle_elsewhere) = (shared.relays, shared.idle_elsewhere);
@@ -221,6 +239,7 @@ impl World {
             streams: true,
             identity: worker as u64,
             reported_load: 0,
+            pleas: true,
         };
         self.to_worker(link, ToWorker::Ack);
         self.tell(relay, Happened::Joined { worker: id, info });

@@ -47,11 +47,10 @@ fn a_one_slot_worker_follows_its_requests_from_relay_to_relay() {
         last = Some(relay);
     }
     assert_eq!(world.ends.answered, 1000);
-    let Messages { wants, withdrawals, recalls, returns, grants, reports } = world.messages;
+    let Messages { wants, withdrawals, recalls, returns, grants, reports, pleas, cedes } = world.messages;
     // The first slot may have been where the first request came.
-    assert!(wants == recalls && recalls == returns && returns == grants && moved - wants <= 1);
-    assert_eq!(withdrawals, 0);
-    assert!(reports <= 4 * 1000, "{reports}");
+    assert!(cedes == grants && pleas == 6 * cedes && moved - cedes <= 1, "{:?}", world.messages);
+    assert_eq!([wants, withdrawals, recalls, returns, reports], [0; 5]);
     world.check_end();
 }
 
@@ -148,10 +147,11 @@ fn beside_idle(world: &World, one: &Dispatched, slots: u64) -> Time {
 }
 
 #[test]
-fn ninety_eight_requests_of_a_hundred_meet_an_idle_slot_within_two_round_trips() {
+fn of_a_thousand_requests_all_but_one_meet_an_idle_slot_within_two_round_trips() {
     // A request needs the way to its worker besides.
     let bound = 2 * ROUND_TRIP + ONE_WAY;
     let (mut requests, mut beyond, mut longest) = (0, 0, 0);
+    let mut messages = Messages::default();
     for seed in 100..106 {
         let mut world = world(3, 20, (1, 4), SECOND, seed);
         let slots: u64 = world.workers.iter().map(|worker| u64::from(worker.slots)).sum();
@@ -160,6 +160,7 @@ fn ninety_eight_requests_of_a_hundred_meet_an_idle_slot_within_two_round_trips()
         let every = SECOND * 10 / (9 * slots);
         world.add_stream(Stream { every, weights: vec![8, 1, 1], band: 0, until });
         world.run_until(until + 60 * SECOND);
+        messages.add(&world.messages);
         for one in world.dispatched.iter().filter(|one| one.arrived > 7 * SECOND) {
             requests += 1;
             if world.spans[&one.attempt].0 - one.arrived > bound {
@@ -170,7 +171,9 @@ fn ninety_eight_requests_of_a_hundred_meet_an_idle_slot_within_two_round_trips()
         }
     }
     println!("{beyond} of {requests} waited longer, the longest {} ms", longest / MS);
-    // Each race for the last slots that is lost costs up to two round trips more.
-    assert!(requests > 10_000 && beyond * 50 <= requests, "{beyond} of {requests} waited longer");
-    assert!(longest <= 6 * ROUND_TRIP, "{} ms", longest / MS);
+    println!("{:.2} messages per request: {messages:?}", messages.total() as f64 / requests as f64);
+    // What was ceded to one that needs it no more goes on to the next, for a round trip more.
+    assert!(requests > 10_000 && beyond * 1000 <= requests, "{beyond} of {requests} waited longer");
+    assert!(longest <= bound + ROUND_TRIP, "{} ms", longest / MS);
+    assert!(messages.total() <= 5 * requests, "{messages:?} for {requests} requests");
 }

@@ -66,6 +66,24 @@ impl World {
                 self.perform_slots(worker, actions);
                 self.worker_may_go(worker);
             }
+            ToWorker::Plea { model, n, band, age, number } => {
+                let from = self.links[link].relay;
+                let hearers = arbiter.hearers(key);
+                for hearer in hearers {
+                    self.to_relay(
+                        link_of(hearer),
+                        ToRelay::Plea { relay: from, model, n, band, age, number },
+                    );
+                }
+            }
+            ToWorker::Cede { n, relay } => {
+                let same = |other: &&LinkIx| self.links[**other].relay == relay;
+                let to = self.workers[worker].links.iter().find(same).map(|&other| self.links[other].key);
+                let arbiter = &mut self.workers[worker].arbiter;
+                let actions = arbiter.ceded(key, n, to, now).expect("only what it has is ceded");
+                self.perform_slots(worker, actions);
+                self.worker_may_go(worker);
+            }
             ToWorker::Goaway => {
                 let actions = arbiter.leaving(key, now);
                 self.perform_slots(worker, actions);
@@ -85,7 +103,8 @@ impl World {
         self.links[link].up_since = self.now;
         self.workers[worker].links.push(link);
         self.disturb(worker, self.now);
-        let terms = Terms { lending: Lending::Credits, most: u32::MAX, rank: self.random.next() };
+        let terms =
+            Terms { lending: Lending::Credits, most: u32::MAX, rank: self.random.next(), pleas: true };
         let now = self.instant();
         let actions = self.workers[worker].arbiter.joined(self.links[link].key, terms, now);
         self.perform_slots(worker, actions);

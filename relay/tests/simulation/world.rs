@@ -164,6 +164,7 @@ pub enum ToRelay {
     Grant(u32),
     Recall(u32),
     Load(Shared),
+    Plea { relay: usize, model: usize, n: u32, band: i32, age: Duration, number: u64 },
     Started { attempt: u64 },
     Done { attempt: u64, regrant: bool },
     Draining,
@@ -177,6 +178,8 @@ pub enum ToWorker {
     Cancel { attempt: u64 },
     Want(Want),
     Return(u32),
+    Plea { model: usize, n: u32, band: i32, age: Duration, number: u64 },
+    Cede { n: u32, relay: usize },
     Goaway,
     Empty,
     Close,
@@ -217,12 +220,25 @@ pub struct Messages {
     pub returns: u64,
     pub grants: u64,
     pub reports: u64,
+    pub pleas: u64,
+    pub cedes: u64,
 }
 
 impl Messages {
+    pub fn add(&mut self, other: &Self) {
+        self.wants += other.wants;
+        self.withdrawals += other.withdrawals;
+        self.recalls += other.recalls;
+        self.returns += other.returns;
+        self.grants += other.grants;
+        self.reports += other.reports;
+        self.pleas += other.pleas;
+        self.cedes += other.cedes;
+    }
+
     pub fn total(&self) -> u64 {
-        let Self { wants, withdrawals, recalls, returns, grants, reports } = *self;
-        wants + withdrawals + recalls + returns + grants + reports
+        let Self { wants, withdrawals, recalls, returns, grants, reports, pleas, cedes } = *self;
+        wants + withdrawals + recalls + returns + grants + reports + pleas + cedes
     }
 }
 
@@ -329,6 +345,10 @@ impl World {
         u64::try_from(since.as_nanos()).unwrap_or(Time::MAX)
     }
 
+    pub fn model_number(&self, name: &str) -> usize {
+        self.models.iter().position(|model| &**model == name).expect("models have known names")
+    }
+
     pub fn model_name(&self, model: usize) -> Arc<str> {
         self.models[model].clone()
     }
@@ -433,6 +453,7 @@ impl World {
             ToRelay::Grant(_) => self.messages.grants += 1,
             ToRelay::Recall(_) => self.messages.recalls += 1,
             ToRelay::Load(_) => self.messages.reports += 1,
+            ToRelay::Plea { .. } => self.messages.pleas += 1,
             ToRelay::Register
             | ToRelay::Started { .. }
             | ToRelay::Done { .. }
@@ -449,6 +470,8 @@ impl World {
             ToWorker::Want(want) if want.n == 0 => self.messages.withdrawals += 1,
             ToWorker::Want(_) => self.messages.wants += 1,
             ToWorker::Return(_) => self.messages.returns += 1,
+            ToWorker::Plea { .. } => self.messages.pleas += 1,
+            ToWorker::Cede { .. } => self.messages.cedes += 1,
             ToWorker::Ack
             | ToWorker::Request { .. }
             | ToWorker::Cancel { .. }

@@ -20,7 +20,7 @@ use super::outbox::Control;
 use crate::app::Core;
 use crate::backend::body::{Arriving, RequestBody};
 use crate::backend::header_map;
-use crate::capacity::Ticket;
+use crate::capacity::{Plea, Ticket};
 use crate::job::mailbox::{Abort, Mailbox};
 use crate::job::streams as job;
 use crate::jobs::Jobs;
@@ -105,6 +105,14 @@ impl Session {
             ToWorker::ModelsRefresh { reason: _ } => announcer.refresh(),
             ToWorker::Return { n } => {
                 if let Err(error) = self.core.capacity.returned(self.key, n) {
+                    return Handled::Violation(error.to_string());
+                }
+            }
+            ToWorker::Plea { model, n, band, age_ms, number } => {
+                self.core.capacity.pleaded(self.key, Plea { model, n, band, age_ms, number });
+            }
+            ToWorker::Cede { n, relay } => {
+                if let Err(error) = self.core.capacity.ceded(self.key, n, &relay) {
                     return Handled::Violation(error.to_string());
                 }
             }

@@ -75,6 +75,8 @@ impl Session {
             ToWorker::RegisterAck(_)
             | ToWorker::Want { .. }
             | ToWorker::Return { .. }
+            | ToWorker::Plea { .. }
+            | ToWorker::Cede { .. }
             | ToWorker::Goaway { .. }
             | ToWorker::Empty => debug!("Skipped a message without a meaning here"),
         }

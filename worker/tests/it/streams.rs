@@ -18,7 +18,7 @@ async fn registration_shows_the_extensions_and_the_slots_are_lent() {
     let worker = worker(config(&relay.url(), &backend.url())).await;
     let mut session = relay.accept().await;
     let register = session.acknowledge(MIN_WINDOW_BYTES).await;
-    assert_eq!(register["extensions"], json!(["streams.v1", "slots.v1", "goaway.v1", "load.v1"]));
+    assert_eq!(register["extensions"], json!(["streams.v1", "slots.v1", "goaway.v1", "load.v1", "pleas.v1"]));
     assert_eq!(register["request_window_bytes"], DEFAULT_WINDOW_BYTES);
     assert_eq!(register["instance"].as_str().map(str::len), Some(32));
     assert!(register["software"].as_str().unwrap().starts_with("modelrelay-worker/"));

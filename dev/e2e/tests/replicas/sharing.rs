@@ -81,7 +81,7 @@ fn overlap(one: (u64, u64), other: (u64, u64)) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nine_requests_of_ten_meet_an_idle_slot_within_two_round_trips() {
+async fn ninety_eight_requests_of_a_hundred_meet_an_idle_slot_within_two_round_trips() {
     let _floor = floor::alone().await;
     let slots: Vec<u32> = (0..20).map(|n| n % 4 + 1).collect();
     let fleet = Fleet::start(3, &slots, ONE_WAY, SETTINGS).await;
@@ -122,7 +122,7 @@ async fn nine_requests_of_ten_meet_an_idle_slot_within_two_round_trips() {
         at(990),
         at(1000)
     );
-    // Some lose a race for the last idle slots, which costs as much again each time: from one to five in a hundred.
-    assert!(beyond * 10 <= waits.len(), "{beyond} of {} waited longer than {bound:?}", waits.len());
+    // In the simulation fewer than one in a thousand; here the machine adds to what the proxies do.
+    assert!(beyond * 50 <= waits.len(), "{beyond} of {} waited longer than {bound:?}", waits.len());
     assert!(at(1000) <= 5 * 2 * round_trip, "{:?}", at(1000));
 }

@@ -37,7 +37,11 @@ fn wanted(actions: &[Action]) -> Vec<(WorkerId, u32)> {
         .iter()
         .filter_map(|action| match action {
             Action::Want { worker, n, .. } => Some((*worker, *n)),
-            Action::Dispatch { .. } | Action::Reject { .. } | Action::Cancel { .. } => None,
+            Action::Dispatch { .. }
+            | Action::Reject { .. }
+            | Action::Cancel { .. }
+            | Action::Plea { .. }
+            | Action::Cede { .. } => None,
         })
         .collect();
     wanted.sort_unstable();
@@ -205,7 +209,11 @@ fn each_want_at_a_busy_worker_stands_for_another_of_the_requests() {
         .iter()
         .filter_map(|action| match action {
             Action::Want { n, band, age, .. } => Some((*n, *band, age.as_millis())),
-            Action::Dispatch { .. } | Action::Reject { .. } | Action::Cancel { .. } => None,
+            Action::Dispatch { .. }
+            | Action::Reject { .. }
+            | Action::Cancel { .. }
+            | Action::Plea { .. }
+            | Action::Cede { .. } => None,
         })
         .collect();
     claims.sort_unstable();

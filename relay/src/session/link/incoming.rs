@@ -1,5 +1,7 @@
 //! What a worker says, and what follows from it for its requests.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use modelrelay_protocol::codec::{
     self, FailureCode, MAX_BINARY_FRAME_BYTES, ResponsePart, StreamId, WorkerFrame,
@@ -13,7 +15,7 @@ use super::{Link, v1};
 use crate::http::error::RelayError;
 use crate::http::headers;
 use crate::metrics::Cancelled;
-use crate::scheduler::{Event, RefusalCause, RequestKey};
+use crate::scheduler::{Event, Plea, RefusalCause, RequestKey};
 use crate::session::Close;
 use crate::session::pipe::Head;
 use crate::session::table::{Stream, Table};
@@ -277,6 +279,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Link<IO> {
                 }
             }
             ToRelay::Grant { n } if self.session.extensions.has(Extension::Slots) => {
+                self.credits.gave_back(self.session.take_ceded());
                 let credits = self.credits.lend(n);
                 self.dispatcher.worker_event(Event::Granted { worker, credits });
             }
@@ -285,6 +288,13 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Link<IO> {
                 let unspent = self.dispatcher.recall(worker, n - beyond);
                 self.credits.gave_back(unspent);
                 self.session.send(ToWorker::Return { n: beyond + unspent });
+            }
+            ToRelay::Plea { relay, model, n, band, age_ms, number }
+                if self.session.extensions.has(Extension::Pleas) =>
+            {
+                let (relay, model, age) = (relay.into(), model.into(), Duration::from_millis(age_ms));
+                let plea = Plea { relay, model, n, band, age, number };
+                self.dispatcher.worker_event(Event::Pleaded { worker, plea });
             }
             ToRelay::Load(report) if ours => {
                 let (relays, idle_elsewhere) = (report.relays, report.idle_elsewhere);
@@ -299,7 +309,11 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Link<IO> {
                 self.session.live_mut().draining = true;
                 self.dispatcher.worker_event(Event::Draining { worker });
             }
-            ToRelay::Grant { .. } | ToRelay::Recall { .. } | ToRelay::Load(_) | ToRelay::Draining { .. } => {
+            ToRelay::Grant { .. }
+            | ToRelay::Recall { .. }
+            | ToRelay::Plea { .. }
+            | ToRelay::Load(_)
+            | ToRelay::Draining { .. } => {
                 return Err(Close::Protocol("a message that was not announced".into()));
             }
         }
