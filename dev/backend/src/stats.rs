@@ -7,11 +7,15 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use crate::clock::micros_now;
 
 /// Ends of requests that are remembered by id.
 const MAX_CLOSES: usize = 20_000;
+
+/// How long after a client closed its connection that may be noticed.
+const NOTICE: Duration = Duration::from_secs(1);
 
 /// How far the answer to a request has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
@@ -47,6 +51,9 @@ pub struct Stats {
     pub running: u64,
     /// The most that ever ran at once.
     pub max_running: u64,
+    /// The same, but a request does not count beside those that began in the second before the stub noticed that its
+    /// client has closed: the client knew that earlier.
+    pub max_open: u64,
     /// Requests answered to the end.
     pub completed: u64,
     /// Requests whose client closed the connection before the end.
@@ -86,6 +93,7 @@ pub(crate) struct Ledger {
     requests: AtomicU64,
     running: AtomicU64,
     max_running: AtomicU64,
+    begun: Mutex<Begun>,
     completed: AtomicU64,
     cancelled: AtomicU64,
     failed: AtomicU64,
@@ -104,12 +112,56 @@ struct Named {
     closes: VecDeque<CloseEvent>,
 }
 
+/// How many ran when each request began, of those that began lately.
+#[derive(Debug, Default)]
+struct Begun {
+    lately: VecDeque<Start>,
+    /// Requests that began.
+    count: u64,
+    /// The most that ran when any before those began.
+    most: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Start {
+    number: u64,
+    at: Instant,
+    running: u64,
+}
+
+impl Begun {
+    /// Notes that a request began and how many run with it; returns its number.
+    fn note(&mut self, running: u64) -> u64 {
+        let at = Instant::now();
+        while let Some(start) = self.lately.pop_front_if(|start| start.at + NOTICE < at) {
+            self.most = self.most.max(start.running);
+        }
+        self.count += 1;
+        self.lately.push_back(Start { number: self.count, at, running });
+        self.count
+    }
+
+    /// A request's client has closed: it may not have run any more when those began that did so lately.
+    fn was_closed(&mut self, number: u64) {
+        let now = Instant::now();
+        for start in self.lately.iter_mut().filter(|start| start.number > number && now <= start.at + NOTICE)
+        {
+            start.running -= 1;
+        }
+    }
+
+    fn most(&self) -> u64 {
+        self.lately.iter().map(|start| start.running).fold(self.most, u64::max)
+    }
+}
+
 impl Ledger {
     pub(crate) fn stats(&self) -> Stats {
         Stats {
             requests: self.requests.load(Relaxed),
             running: self.running.load(Relaxed),
             max_running: self.max_running.load(Relaxed),
+            max_open: self.begun().most(),
             completed: self.completed.load(Relaxed),
             cancelled: self.cancelled.load(Relaxed),
             failed: self.failed.load(Relaxed),
@@ -118,6 +170,10 @@ impl Ledger {
             connections: self.connections.load(Relaxed),
             open_connections: self.open_connections.load(Relaxed),
         }
+    }
+
+    fn begun(&self) -> std::sync::MutexGuard<'_, Begun> {
+        self.begun.lock().expect("no holder of this lock panics")
     }
 
     fn named(&self) -> std::sync::MutexGuard<'_, Named> {
@@ -170,11 +226,15 @@ impl Ledger {
     /// Counts a request in, until the guard is dropped.
     pub(crate) fn begin(&self) -> Running<'_> {
         self.requests.fetch_add(1, Relaxed);
+        let mut begun = self.begun();
         let running = self.running.fetch_add(1, Relaxed) + 1;
         self.max_running.fetch_max(running, Relaxed);
+        let number = begun.note(running);
+        drop(begun);
         self.changed.notify_waiters();
         Running {
             ledger: self,
+            number,
             id: None,
             phase: AtomicU8::new(Phase::ReadingBody as u8),
             counter: &self.aborted,
@@ -199,6 +259,7 @@ impl Drop for OpenConnection<'_> {
 #[derive(Debug)]
 pub(crate) struct Running<'a> {
     ledger: &'a Ledger,
+    number: u64,
     id: Option<String>,
     phase: AtomicU8,
     counter: &'a AtomicU64,
@@ -263,7 +324,32 @@ impl Drop for Running<'_> {
     fn drop(&mut self) {
         self.forget();
         self.counter.fetch_add(1, Relaxed);
+        let mut begun = self.ledger.begun();
         self.ledger.running.fetch_sub(1, Relaxed);
+        if std::ptr::eq(self.counter, &raw const self.ledger.cancelled) {
+            begun.was_closed(self.number);
+        }
+        drop(begun);
         self.ledger.changed.notify_waiters();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_whose_client_had_closed_does_not_count_beside_the_next() {
+        let ledger = Ledger::default();
+        let (first, second) = (ledger.begin(), ledger.begin());
+        first.cancelled();
+        let third = ledger.begin();
+        assert_eq!((ledger.stats().max_running, ledger.stats().max_open), (2, 2));
+        second.cancelled();
+        assert_eq!((ledger.stats().max_running, ledger.stats().max_open), (2, 1));
+        let fourth = ledger.begin();
+        third.completed();
+        fourth.cancelled();
+        assert_eq!(ledger.stats().max_open, 2, "what ended otherwise ran until then");
     }
 }
