@@ -10,7 +10,7 @@ use dev_cluster::{Node, tool};
 use dev_e2e::client::{CHAT, MESSAGES, ask, get, post, try_ask};
 use serde_json::json;
 
-use crate::support::{Suite, readme, suite};
+use crate::support::{Site, Suite, readme, suite};
 
 /// Loading the model on a machine that does other things takes this long at most.
 const LOADED_WITHIN: Duration = Duration::from_secs(120);
@@ -107,6 +107,37 @@ fn forward(suite: &Suite) -> (Running, SocketAddr) {
     (running, address.unwrap_or_else(|| panic!("{line}: {first}")))
 }
 
+/// The same engine as a Service, behind a relay of its own.
+async fn by_service(suite: &Suite) {
+    let site = Site::new(suite, "by-service");
+    let node = suite.cluster.nodes().iter().find(|node| node.name() == NODE).unwrap();
+    let service = json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": { "name": "engine" },
+        "spec": { "ports": [{ "name": "http", "port": 80 }] },
+    });
+    let slice = json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+        "metadata": { "name": "engine-1", "labels": { "kubernetes.io/service-name": "engine" } },
+        "addressType": "IPv4",
+        "ports": [{ "name": "http", "port": 8000 }],
+        "endpoints": [{ "addresses": [node.address()], "conditions": { "ready": true } }],
+    });
+    let pool = json!({
+        "backend": { "service": { "name": "engine", "port": 80 } },
+        "managed": { "nodeSelector": { "kubernetes.io/hostname": "node1" } },
+    });
+    site.apply(&[service, slice, Site::relay("main", &json!({})), Site::pool("engines", &pool)]);
+    site.ready("modelrelays", "main");
+    site.ready("workerpools", "engines");
+    for path in [CHAT, MESSAGES] {
+        let (body, end) = request(path);
+        let answer = ask(site.service("main"), post(path, body)).await;
+        assert_eq!(answer.status(), 200, "{path}");
+        let text = String::from_utf8(answer.bytes().await).unwrap();
+        assert!(text.contains(end), "{path}: {text}");
+    }
+}
+
 fn request(path: &str) -> (String, &'static str) {
     let messages = json!([{ "role": "user", "content": "Hello" }]);
     let body = json!({ "model": "gemma", "stream": true, "max_tokens": 8, "messages": messages }).to_string();
@@ -139,6 +170,7 @@ async fn the_quick_start_of_the_readme_leads_to_a_real_answer() {
     let text = format!("from `kubectl apply` to the first token: {seconds:.1} s\n");
     std::io::stderr().write_all(text.as_bytes()).unwrap();
 
+    by_service(&suite).await;
     let (_forwarded, outside) = forward(&suite);
     for path in [CHAT, MESSAGES] {
         let (body, end) = request(path);
