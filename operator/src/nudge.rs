@@ -2,7 +2,7 @@
 //!
 //! A mounted Secret reaches a pod at the kubelet's next sync, which may take a minute; a change of the pod object makes it look
 //! now. The kubelet hears of the pod and of the Secret over separate watches, so it may look too early: a pod that has not
-//! acknowledged is nudged again.
+//! acknowledged is nudged again. When the API server was away, kubelets may take two minutes until they hear anything.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -16,12 +16,16 @@ use crate::context::{CallError, Context};
 use crate::naming::{FIELD_MANAGER, NUDGE};
 
 /// When a pod that has not acknowledged is nudged, counted from the first time.
-const ATTEMPTS: [Duration; 5] = [
+const ATTEMPTS: [Duration; 9] = [
     Duration::ZERO,
     Duration::from_secs(1),
     Duration::from_secs(2),
     Duration::from_secs(5),
     Duration::from_secs(15),
+    Duration::from_secs(30),
+    Duration::from_secs(60),
+    Duration::from_secs(90),
+    Duration::from_secs(120),
 ];
 
 /// A pod that has not acknowledged.
@@ -122,18 +126,22 @@ mod tests {
     }
 
     #[test]
-    fn pods_are_nudged_at_once_and_after_1_2_5_and_15_seconds() {
+    fn pods_are_nudged_at_once_and_ever_more_rarely_for_a_while() {
         let start = Instant::now();
         let at = |millis: u64| start + Duration::from_millis(millis);
         let mut nudges = Nudges::default();
         let mut made = Vec::new();
-        for millis in (0..=20_000).step_by(250) {
+        let expected = [0, 1000, 2000, 5000, 15_000, 30_000, 60_000, 90_000, 120_000]
+            .into_iter()
+            .zip(1..)
+            .collect::<Vec<_>>();
+        for millis in (0..=130_000).step_by(250) {
             let plan = nudges.plan(&[A], "r1", at(millis));
             made.extend(plan.now.iter().map(|(_, attempt)| (millis, *attempt)));
-            let due = [0, 1000, 2000, 5000, 15_000].into_iter().find(|&due| due > millis).map(at);
+            let due = expected.iter().map(|&(due, _)| due).find(|&due| due > millis).map(at);
             assert_eq!(plan.next, due, "{millis}");
         }
-        assert_eq!(made, [(0, 1), (1000, 2), (2000, 3), (5000, 4), (15_000, 5)]);
+        assert_eq!(made, expected);
     }
 
     #[test]

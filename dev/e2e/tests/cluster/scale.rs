@@ -23,8 +23,8 @@ const POOLS: usize = 200;
 const EACH: usize = 5;
 /// How long all of it may take on a machine with two cores that does nothing else.
 const LIMIT: Duration = Duration::from_secs(600);
-/// Without a write for so long, all has been written.
-const CALM: Duration = Duration::from_secs(15);
+/// Without a write for so long, all has been written: pods that acknowledge nothing are nudged every half minute for a while.
+const CALM: Duration = Duration::from_secs(45);
 const QUIET: Duration = Duration::from_secs(60);
 const OPERATOR: &str = "system:serviceaccount:modelrelay-system:modelrelay-operator";
 
