@@ -122,8 +122,11 @@ fn up(options: &UpOptions) -> Result<()> {
     Ok(())
 }
 
-/// Ends a step that went well, unless the user wants to stop.
-fn finish(step: Step) -> Result<()> {
+/// Ends a step that went well.
+///
+/// # Errors
+/// When the user wants to stop.
+pub(crate) fn finish(step: Step) -> Result<()> {
     if process::interrupted() {
         bail!("interrupted");
     }

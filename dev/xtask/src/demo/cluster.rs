@@ -1,9 +1,9 @@
 //! `cargo xtask demo --cluster`: the same answer, from a real Kubernetes with the operator.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::ValueEnum;
 use dev_cluster::{Cluster, ClusterOptions, Image, NodeTools, Tools};
 
@@ -35,22 +35,22 @@ pub(super) fn run(options: &Options, profile: Profile) -> Result<()> {
     };
 
     let step = Step::begin("Starting a Kubernetes with one node");
-    let cluster = Cluster::start(&tools, &node_tools, ClusterOptions::default())?;
+    let kubernetes = Cluster::start(&tools, &node_tools, ClusterOptions::default())?;
     // As the discovery of a vendor's GPUs does.
-    cluster.set_gpus(NODE, 1)?;
-    finish(step)?;
+    kubernetes.set_gpus(NODE, 1)?;
+    cluster::finish(step)?;
     let step = Step::begin("Giving the node the images");
     for archive in archives.iter().chain([&engine]) {
-        cluster.load_image(archive)?;
+        kubernetes.load_image(archive)?;
     }
-    finish(step)?;
-    let kubeconfig = cluster.control_plane().kubeconfig();
+    cluster::finish(step)?;
+    let kubeconfig = kubernetes.control_plane().kubeconfig();
     cluster::install_charts(&helm, kubeconfig)?;
 
     let objects = folder.path().join("objects.yaml");
     fs::write(&objects, objects_for(&model)?).context("write the objects")?;
     let kubectl = |arguments: &[&str]| {
-        let mut command = cluster.control_plane().kubectl();
+        let mut command = kubernetes.control_plane().kubectl();
         process::capture("kubectl", command.args(arguments), || {})
     };
     let watch = Stopwatch::start();
@@ -72,17 +72,8 @@ pub(super) fn run(options: &Options, profile: Profile) -> Result<()> {
     stay_up(&mut [])
 }
 
-/// Ends a step that went well, unless the user wants to stop.
-fn finish(step: Step) -> Result<()> {
-    if process::interrupted() {
-        bail!("interrupted");
-    }
-    step.done();
-    Ok(())
-}
-
 /// Packs Debian's llama-server with what it needs to start, and the template for the demo's model.
-fn pack_engine(folder: &Path) -> Result<std::path::PathBuf> {
+fn pack_engine(folder: &Path) -> Result<PathBuf> {
     let start = debian::start(&debian::LLAMA_SERVER)?;
     let mut files = start.files()?;
     files.push((workspace::sources().join("demo/chat.jinja"), "/chat.jinja".to_owned()));
