@@ -119,6 +119,14 @@ async fn delete_secret(rig: &Rig, name: &str) {
     rig.place.api::<Secret>().delete(name, &DeleteParams::default()).await.unwrap();
 }
 
+fn with_keys_and_boxes() -> Value {
+    json!({
+        "replicas": 1,
+        "clientAuth": { "type": "APIKeys" },
+        "exposure": { "externalURL": "https://relay.example.com" },
+    })
+}
+
 fn outside() -> Value {
     json!({ "relayRef": { "name": "main" }, "type": "External" })
 }
@@ -127,12 +135,7 @@ fn outside() -> Value {
 async fn settings_follow_within_a_second_and_a_running_relay_within_one_more() {
     let Some(rig) = Rig::new("follows").await else { return };
     let operator = rig.place.operator();
-    rig.relay(json!({
-        "replicas": 1,
-        "clientAuth": { "type": "APIKeys" },
-        "exposure": { "externalURL": "https://relay.example.com" },
-    }))
-    .await;
+    rig.relay(with_keys_and_boxes()).await;
     rig.pool(outside()).await;
     let join_is_in = async |settings: &str, old: Option<&str>| {
         let Ok(Some(join)) = rig.place.api::<Secret>().get_opt("gpu-join").await else { return false };
@@ -213,12 +216,7 @@ async fn no_secret_is_in_settings_status_events_or_logs() {
     for (number, text) in keys.iter().enumerate() {
         key(&rig, &format!("app-{number}"), &json!({ "key": text, "tenant": "team" })).await;
     }
-    rig.relay(json!({
-        "replicas": 1,
-        "clientAuth": { "type": "APIKeys" },
-        "exposure": { "externalURL": "https://relay.example.com" },
-    }))
-    .await;
+    rig.relay(with_keys_and_boxes()).await;
     rig.pool(outside()).await;
     let mut secrets = vec![String::from("plainsecret")];
     let token = eventually("the join Secret", async || {
