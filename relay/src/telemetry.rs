@@ -1,5 +1,6 @@
 //! Logging: where lines go and which ones.
 
+mod json;
 mod lines;
 
 use std::io::{self, IsTerminal};
@@ -8,6 +9,7 @@ use modelrelay_protocol::wellknown::env;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt;
 
+use self::json::Json;
 pub use self::lines::Lines;
 use crate::settings::SettingsError;
 
@@ -59,11 +61,7 @@ pub fn init(filter: LogFilter) -> Result<Lines, AlreadySet> {
     let lines = Lines::to_stderr();
     let is_terminal = io::stderr().is_terminal();
     let logs = fmt().with_env_filter(filter.0).with_ansi(is_terminal).with_writer(lines.sender());
-    let set = if is_terminal {
-        logs.try_init()
-    } else {
-        logs.json().flatten_event(true).with_current_span(false).with_span_list(false).try_init()
-    };
+    let set = if is_terminal { logs.try_init() } else { logs.event_format(Json).try_init() };
     set.map(|()| lines).map_err(|_| AlreadySet)
 }
 
