@@ -39,7 +39,7 @@ pub enum ConfigError {
 }
 
 /// Reads YAML and names the fields that `T` has no use for.
-pub(super) fn read<T: DeserializeOwned>(text: &str) -> Result<Parsed<T>, ConfigError> {
+fn read<T: DeserializeOwned>(text: &str) -> Result<Parsed<T>, ConfigError> {
     let mut ignored = Vec::new();
     let document = serde_yaml::Deserializer::from_str(text);
     let config =
@@ -51,8 +51,21 @@ pub(super) fn read<T: DeserializeOwned>(text: &str) -> Result<Parsed<T>, ConfigE
     }
 }
 
+/// Reads a file of which `example` has every field; unknown fields are ignored in a config for which `may_ignore`.
+pub(super) fn leniently<T: DeserializeOwned>(
+    text: &str,
+    example: &str,
+    may_ignore: impl FnOnce(&T) -> bool,
+) -> Result<Parsed<T>, ConfigError> {
+    let parsed: Parsed<T> = read(text)?;
+    match parsed.ignored.first() {
+        Some(path) if !may_ignore(&parsed.config) => Err(unknown_field(path, example)),
+        _ => Ok(parsed),
+    }
+}
+
 /// The error for an unknown field; `example` is a file in which each existing field occurs.
-pub(super) fn unknown_field(path: &str, example: &str) -> ConfigError {
+fn unknown_field(path: &str, example: &str) -> ConfigError {
     let mut place: serde_yaml::Value = serde_yaml::from_str(example).unwrap_or_default();
     let mut steps: Vec<_> = path.split('.').collect();
     steps.pop();
@@ -69,8 +82,13 @@ pub(super) fn unknown_field(path: &str, example: &str) -> ConfigError {
     ConfigError::UnknownField { path: path.to_owned(), known }
 }
 
+/// The text of a file, with each field at its default left out.
+pub(super) fn to_yaml<T: Serialize + Default>(config: &T) -> String {
+    serde_yaml::to_string(&sparse(config)).expect("a map with string keys can be written")
+}
+
 /// What differs from the defaults, as a JSON object.
-pub(super) fn sparse<T: Serialize + Default>(config: &T) -> Map<String, Value> {
+fn sparse<T: Serialize + Default>(config: &T) -> Map<String, Value> {
     let defaults = object(&T::default());
     without_defaults(object(config), &defaults)
 }

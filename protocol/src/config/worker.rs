@@ -199,11 +199,7 @@ impl WorkerConfig {
     /// # Errors
     /// What is wrong with its text, types or field names; ranges are for [`Self::validate`].
     pub fn parse(text: &str) -> Result<Parsed<Self>, ConfigError> {
-        let parsed: Parsed<Self> = read::read(text)?;
-        match parsed.ignored.first() {
-            Some(path) if parsed.config.generated_by.is_none() => Err(read::unknown_field(path, EXAMPLE)),
-            _ => Ok(parsed),
-        }
+        read::leniently(text, EXAMPLE, |config: &Self| config.generated_by.is_some())
     }
 
     /// Reads a file and refuses unknown fields whoever wrote it.
@@ -211,16 +207,12 @@ impl WorkerConfig {
     /// # Errors
     /// As [`Self::parse`].
     pub fn parse_strictly(text: &str) -> Result<Self, ConfigError> {
-        let parsed = Self::parse(text)?;
-        match parsed.ignored.first() {
-            Some(path) => Err(read::unknown_field(path, EXAMPLE)),
-            None => Ok(parsed.config),
-        }
+        read::leniently(text, EXAMPLE, |_| false).map(|parsed| parsed.config)
     }
 
     /// The file's text with each field at its default left out.
     pub fn to_yaml(&self) -> String {
-        serde_yaml::to_string(&read::sparse(self)).expect("a map with string keys can be written")
+        read::to_yaml(self)
     }
 
     /// Everything in force, defaults included: fit to be shown.
