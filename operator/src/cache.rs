@@ -28,11 +28,11 @@ use crate::metrics::Metrics;
 use crate::naming::{CLIENT_KEY, MANAGED_BY, OPERATOR};
 
 /// A watch that hears nothing, not even its end, for five seconds more than this is taken for dead.
-const WATCH_SECONDS: u32 = 40;
+pub(crate) const WATCH_SECONDS: u32 = 40;
 /// The API server is asked again so soon after it failed.
 const FIRST_RETRY: Duration = Duration::from_millis(200);
 /// And at least so often while it fails: after an outage, work goes on within this time.
-const LAST_RETRY: Duration = Duration::from_secs(2);
+const LAST_RETRY: Duration = Duration::from_secs(1);
 
 /// A kind of namespaced object that the operator watches.
 pub trait Watched:
@@ -178,7 +178,7 @@ impl std::fmt::Display for Causes<'_> {
 
 /// Waits that double up to [`LAST_RETRY`], each with a jitter of up to a quarter.
 #[derive(Debug)]
-struct Retry {
+pub(crate) struct Retry {
     next: Duration,
 }
 

@@ -2,7 +2,8 @@
 //!
 //! The holder renews at a third of the lease's duration and stops acting before it can expire. Others count from when
 //! they saw the last renewal, by their own clock, so that clocks need not agree. A holder that is told to stop gives the
-//! lease back at once.
+//! lease back at once. One that could not renew it stands by like the others, and goes on as soon as it finds the lease
+//! still in its own name: after an outage of the API server nobody waits for a lease to expire.
 
 use std::pin::pin;
 use std::time::Duration;
@@ -19,7 +20,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::cache::Causes;
+use crate::cache::{Causes, Retry};
 use crate::naming::FIELD_MANAGER;
 
 /// Which lease, who asks for it, and how fast.
@@ -49,12 +50,16 @@ impl LeaseSettings {
     }
 }
 
-/// Why leading ended.
-#[derive(Debug, thiserror::Error)]
-pub enum LeaseError {
-    /// Somebody else holds the lease, or it could not be renewed in time.
-    #[error("the lease was lost: {0}")]
-    Lost(String),
+/// Who stands by waits no longer for an answer: it may have asked an API server that just went, and asks the one that came.
+const ANSWER_LIMIT: Duration = Duration::from_millis(1500);
+/// And asks again after this time at the latest.
+const ASK_AGAIN: Duration = Duration::from_millis(500);
+
+/// The lease as it was written, and when that began: others count from later.
+#[derive(Debug)]
+struct Held {
+    lease: Lease,
+    renewed: Instant,
 }
 
 /// What is known of a lease that somebody else may hold.
@@ -105,39 +110,36 @@ impl Elector {
     }
 
     /// Waits for the lease, runs `work` while it is held, and gives it back. Returns when `work` does, or when `stop` came
-    /// before the lease. `work` is dropped when the lease is lost.
-    ///
-    /// # Errors
-    /// The lease was lost.
-    pub async fn run<T>(
-        &self,
-        stop: &CancellationToken,
-        work: impl AsyncFnOnce() -> T,
-    ) -> Result<Option<T>, LeaseError> {
-        let Some(held) = stop.run_until_cancelled(self.acquire()).await else { return Ok(None) };
-        info!(lease = self.settings.name, identity = self.settings.identity, "Leading");
-        let done = tokio::select! {
-            done = work() => done,
-            lost = self.keep(held) => return Err(lost),
-        };
-        self.release().await;
-        Ok(Some(done))
+    /// before the lease. When the lease is lost, `work` is dropped, and begins anew once it is held again.
+    pub async fn run<F: Future>(&self, stop: &CancellationToken, work: impl Fn() -> F) -> Option<F::Output> {
+        loop {
+            let held = stop.run_until_cancelled(self.acquire()).await?;
+            info!(lease = self.settings.name, identity = self.settings.identity, "Leading");
+            let problem = tokio::select! {
+                done = work() => {
+                    self.release().await;
+                    return Some(done);
+                }
+                problem = self.keep(held) => problem,
+            };
+            warn!(lease = self.settings.name, problem, "Lost the lease; standing by");
+        }
     }
 
     /// Returns when the lease is held.
-    async fn acquire(&self) -> Lease {
+    async fn acquire(&self) -> Held {
         let fields = format!("metadata.name={}", self.settings.name);
         let config = watcher::Config::default().timeout(20).fields(&fields);
         // A watch tells at once when the lease is given back.
-        let mut changes = pin!(watcher(self.api.clone(), config).default_backoff());
+        let mut changes = pin!(watcher(self.api.clone(), config).backoff(Retry::default()));
         let mut seen: Option<Seen> = None;
         loop {
-            match self.get().await {
+            match self.get(ANSWER_LIMIT).await {
                 Ok(None) => {
-                    if let Some(lease) = self.make().await {
-                        return lease;
+                    if let Some(held) = self.make().await {
+                        return held;
                     }
-                    sleep(jittered(Duration::from_millis(500))).await;
+                    sleep(jittered(ASK_AGAIN)).await;
                 }
                 Ok(Some(lease)) => {
                     let now = Instant::now();
@@ -145,8 +147,8 @@ impl Elector {
                     let free_at = known.free_at(&self.settings.identity);
                     seen = Some(known);
                     if free_at <= now {
-                        if let Some(lease) = self.take(lease).await {
-                            return lease;
+                        if let Some(held) = self.take(lease).await {
+                            return held;
                         }
                         // Somebody else was faster, or nobody answers.
                         sleep(jittered(Duration::from_millis(200))).await;
@@ -159,15 +161,15 @@ impl Elector {
                 }
                 Err(error) => {
                     warn!(error, "The lease cannot be read");
-                    sleep(jittered(Duration::from_secs(1))).await;
+                    sleep(jittered(ASK_AGAIN)).await;
                 }
             }
         }
     }
 
     /// Renews until that fails for too long, and says why.
-    async fn keep(&self, mut held: Lease) -> LeaseError {
-        let mut renewed = Instant::now();
+    async fn keep(&self, held: Held) -> String {
+        let Held { lease: mut held, mut renewed } = held;
         loop {
             sleep_until(renewed + self.settings.renew_every()).await;
             let stop_at = renewed + self.settings.stop_after();
@@ -181,18 +183,18 @@ impl Elector {
                         (held, renewed) = (lease, began);
                         break;
                     }
-                    Err(Problem::Conflict) => match self.get().await {
+                    Err(Problem::Conflict) => match self.get(self.settings.renew_every()).await {
                         Ok(Some(lease)) if self.holds(&lease) => {
                             held = lease;
                             String::from("somebody else changed the lease")
                         }
-                        Ok(_) => return LeaseError::Lost(String::from("somebody else holds it")),
+                        Ok(_) => return String::from("somebody else holds it"),
                         Err(problem) => problem,
                     },
                     Err(Problem::Other(problem)) => problem,
                 };
                 if Instant::now() + Duration::from_millis(500) >= stop_at {
-                    return LeaseError::Lost(format!("it could not be renewed in time: {problem}"));
+                    return format!("it could not be renewed in time: {problem}");
                 }
                 warn!(problem, "The lease was not renewed; trying again");
                 sleep(Duration::from_millis(500)).await;
@@ -208,7 +210,7 @@ impl Elector {
     /// Gives the lease back, so that the next one need not wait for it to expire.
     async fn release(&self) {
         for _ in 0..3 {
-            let Ok(Some(mut lease)) = self.get().await else { return };
+            let Ok(Some(mut lease)) = self.get(ANSWER_LIMIT).await else { return };
             if !self.holds(&lease) {
                 return;
             }
@@ -222,8 +224,8 @@ impl Elector {
         }
     }
 
-    async fn get(&self) -> Result<Option<Lease>, String> {
-        match timeout(self.settings.renew_every(), self.api.get_opt(&self.settings.name)).await {
+    async fn get(&self, limit: Duration) -> Result<Option<Lease>, String> {
+        match timeout(limit, self.api.get_opt(&self.settings.name)).await {
             Ok(Ok(lease)) => Ok(lease),
             Ok(Err(error)) => Err(Causes(&error).to_string()),
             Err(_) => Err(String::from("the API server did not answer in time")),
@@ -245,11 +247,12 @@ impl Elector {
         }
     }
 
-    async fn make(&self) -> Option<Lease> {
+    async fn make(&self) -> Option<Held> {
+        let renewed = Instant::now();
         let metadata = ObjectMeta { name: Some(self.settings.name.clone()), ..ObjectMeta::default() };
         let lease = Lease { metadata, spec: Some(self.spec(None)) };
-        match timeout(self.settings.renew_every(), self.api.create(&params(), &lease)).await {
-            Ok(Ok(lease)) => Some(lease),
+        match timeout(ANSWER_LIMIT, self.api.create(&params(), &lease)).await {
+            Ok(Ok(lease)) => Some(Held { lease, renewed }),
             Ok(Err(error)) => {
                 warn!(error = %Causes(&error), "The lease cannot be made");
                 None
@@ -258,9 +261,11 @@ impl Elector {
         }
     }
 
-    async fn take(&self, mut lease: Lease) -> Option<Lease> {
+    async fn take(&self, mut lease: Lease) -> Option<Held> {
+        let renewed = Instant::now();
         lease.spec = Some(self.spec(lease.spec.as_ref()));
-        self.replace(&lease, Instant::now() + self.settings.renew_every()).await.ok()
+        let lease = self.replace(&lease, renewed + ANSWER_LIMIT).await.ok()?;
+        Some(Held { lease, renewed })
     }
 
     /// Replaces this very version of the lease.

@@ -8,6 +8,7 @@
 //! | [`check`] | asking an address whether it answers, for `helm test` |
 //! | [`cli`] | the command line |
 //! | [`client_keys`] | Secrets of users as client keys |
+//! | [`connection`] | how patient it is with the API server |
 //! | [`context`] | what every reconcile is given; deadlines and errors of calls |
 //! | [`controller`] | runs both reconcilers: deadlines, attempts, order of start and stop |
 //! | [`error`] | why a reconcile did not reach its end |
@@ -33,6 +34,7 @@ mod canonical;
 pub mod check;
 pub mod cli;
 pub mod client_keys;
+pub mod connection;
 pub mod context;
 pub mod controller;
 pub mod error;

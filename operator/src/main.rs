@@ -12,7 +12,7 @@ use modelrelay_operator::cli::{Cli, Command, RunArgs};
 use modelrelay_operator::controller::Operator;
 use modelrelay_operator::lease::{Elector, LeaseSettings};
 use modelrelay_operator::metrics::Metrics;
-use modelrelay_operator::{check, ops};
+use modelrelay_operator::{check, connection, ops};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
@@ -76,25 +76,20 @@ async fn serve(args: &RunArgs) -> anyhow::Result<()> {
         .with_context(|| format!("bind the operations port {}", args.ops_listen))?;
     info!(operations = %listener.local_addr()?, version = env!("CARGO_PKG_VERSION"), "Operator runs");
     let elector = Elector::new(client.clone(), lease(args));
-    let work = async || {
-        metrics.leads(true);
+    let work = || async {
+        let _leading = metrics.leading();
         Operator::new(client.clone(), args.options(), metrics.clone()).run(stop.clone()).await;
-        metrics.leads(false);
     };
     tokio::select! {
-        led = elector.run(&stop, work) => led.map(|_| ()).context("another replica may act now"),
+        _ = elector.run(&stop, work) => Ok(()),
         served = ops::serve(listener, metrics.clone(), CancellationToken::new()) => served.context("serve the operations port"),
     }
 }
 
 /// Connects to the cluster that the pod runs in, or to that of the kubeconfig.
 async fn client() -> anyhow::Result<Client> {
-    let mut config = Config::infer().await.context("find the API server")?;
-    config.connect_timeout = Some(Duration::from_secs(5));
-    config.write_timeout = Some(Duration::from_secs(10));
-    // Each call has a deadline of its own, and retries are the reconcilers' business.
-    config.default_retry = false;
-    Client::try_from(config).context("prepare the connection to the API server")
+    let config = Config::infer().await.context("find the API server")?;
+    Client::try_from(connection::patient(config)).context("prepare the connection to the API server")
 }
 
 fn lease(args: &RunArgs) -> LeaseSettings {

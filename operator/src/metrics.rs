@@ -96,14 +96,25 @@ impl Metrics {
         self.watch_errors.with_label_values(&[kind]).inc();
     }
 
-    /// Notes whether this process acts.
-    pub fn leads(&self, leads: bool) {
-        self.leader.set(leads.into());
+    /// Notes that this process acts, until what is returned is dropped.
+    pub fn leading(&self) -> Leading {
+        self.leader.set(1);
+        Leading(self.leader.clone())
     }
 
     /// The text that Prometheus scrapes.
     pub fn render(&self) -> String {
         TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap_or_default()
+    }
+}
+
+/// This process acts for as long as there is one.
+#[derive(Debug)]
+pub struct Leading(IntGauge);
+
+impl Drop for Leading {
+    fn drop(&mut self) {
+        self.0.set(0);
     }
 }
 
@@ -143,7 +154,7 @@ mod tests {
         metrics.reconcile_started("ModelRelay");
         metrics.reconcile_ended("ModelRelay", Duration::from_millis(1), Some("conflict"));
         metrics.watch_failed("Pod");
-        metrics.leads(true);
+        let _leading = metrics.leading();
         let families = metrics.registry.gather();
         let own = families.iter().filter(|family| family.name().starts_with("modelrelay_"));
         let told = own.map(|family| {

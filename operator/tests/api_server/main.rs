@@ -9,6 +9,7 @@ mod examples_run;
 mod faults;
 mod follows;
 mod lease;
+mod outage;
 mod pool;
 mod pool_pods;
 mod pool_serves;

@@ -3,29 +3,36 @@
 use std::process::Stdio;
 use std::time::Duration;
 
+use dev_cluster::ControlPlane;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::Api;
 use kube::api::DeleteParams;
 use modelrelay_operator::api::ModelRelay;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::process::{Child, Command};
 use tokio::time::Instant;
 
 use crate::support::{Place, eventually, plane};
 
 /// A replica in a process of its own; it is killed when this is dropped.
-struct Replica {
-    child: Child,
-    name: String,
+pub(crate) struct Replica {
+    pub(crate) child: Child,
+    pub(crate) name: String,
 }
 
 impl Replica {
+    /// Starts one on the shared API server.
     fn start(place: &Place, name: &str) -> Self {
+        Self::on(plane().unwrap(), place, name)
+    }
+
+    /// Starts one on a test's own API server.
+    pub(crate) fn on(plane: &ControlPlane, place: &Place, name: &str) -> Self {
         let child = Command::new(env!("CARGO_BIN_EXE_modelrelay-operator"))
             .args(["--namespaces", place.name(), "--lease-namespace", place.name()])
             .args(["--ops-listen", "127.0.0.1:0"])
-            .env("KUBECONFIG", plane().unwrap().kubeconfig())
+            .env("KUBECONFIG", plane.kubeconfig())
             .env("POD_NAME", name)
             .env_remove("POD_NAMESPACE")
             .env("RUST_LOG", "warn")
@@ -36,15 +43,19 @@ impl Replica {
         Self { child, name: name.to_owned() }
     }
 
-    fn signal(&self, signal: &str) {
+    pub(crate) fn signal(&self, signal: &str) {
         let pid = self.child.id().unwrap().to_string();
         let sent = std::process::Command::new("kill").args([signal, &pid]).status().unwrap();
         assert!(sent.success());
     }
 }
 
+fn relay() -> Value {
+    json!({ "apiVersion": "modelrelay.io/v1alpha1", "kind": "ModelRelay", "metadata": { "name": "main" }, "spec": {} })
+}
+
 /// The pod that holds the lease.
-async fn leader(place: &Place) -> Option<String> {
+pub(crate) async fn leader(place: &Place) -> Option<String> {
     let lease = place.api::<Lease>().get_opt("modelrelay-operator").await.unwrap()?;
     let holder = lease.spec?.holder_identity?;
     Some(holder.split_once('_')?.0.to_owned())
@@ -65,11 +76,7 @@ async fn repaired(deployments: &Api<Deployment>) -> Duration {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_second_replica_takes_over_from_one_that_is_killed_or_stopped() {
     let Some(place) = Place::new("program").await else { return };
-    place
-        .apply::<ModelRelay>(&json!({
-            "apiVersion": "modelrelay.io/v1alpha1", "kind": "ModelRelay", "metadata": { "name": "main" }, "spec": {},
-        }))
-        .await;
+    place.apply::<ModelRelay>(&relay()).await;
     let deployments = place.api::<Deployment>();
     let first = Replica::start(&place, "first");
     eventually("the first one leads", async || leader(&place).await).await;

@@ -13,7 +13,7 @@ use modelrelay_operator::api::schema;
 use modelrelay_operator::cache::Scope;
 use modelrelay_operator::controller::Operator;
 use modelrelay_operator::metrics::Metrics;
-use modelrelay_operator::options;
+use modelrelay_operator::{connection, options};
 use serde::de::DeserializeOwned;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
@@ -67,6 +67,11 @@ impl Place {
         Self { client: client(plane.kubeconfig()).await, namespace }
     }
 
+    /// Goes on with connections of its own: the old ones are broken when the API server was away.
+    pub(crate) async fn connect_again(&mut self, plane: &ControlPlane) {
+        self.client = client(plane.kubeconfig()).await;
+    }
+
     pub(crate) fn name(&self) -> &str {
         self.namespace.name()
     }
@@ -100,9 +105,8 @@ pub(crate) async fn client(kubeconfig: &std::path::Path) -> Client {
     // Fails when another test was first, which is as good.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let kubeconfig = Kubeconfig::read_from(kubeconfig).unwrap();
-    let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
-    config.default_retry = false;
-    Client::try_from(config).unwrap()
+    let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
+    Client::try_from(connection::patient(config)).unwrap()
 }
 
 /// What operators of tests are told.
