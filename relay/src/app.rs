@@ -31,8 +31,9 @@ const FORCE_DEADLINE: Duration = Duration::from_secs(5);
 /// How long what was told to end now has for what it is writing.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
-/// How often replicas are counted where the settings name them.
-const COUNT_EVERY: Duration = Duration::from_secs(10);
+/// How often replicas are counted where the settings name them. Workers look for a new one when they are told of it, and
+/// what is asked of it before waits for them.
+const COUNT_EVERY: Duration = Duration::from_secs(2);
 
 /// How far a drain has come.
 #[derive(Debug, Default)]
@@ -206,10 +207,11 @@ impl Relay {
         let mut looks = tokio::time::interval(COUNT_EVERY);
         looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         self.metrics.replicas(replicas.get());
+        let mut fails = false;
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
-                _ = looks.tick() => self.count_replicas().await,
+                _ = looks.tick() => fails = !self.count_replicas(fails).await,
                 Ok(()) = changes.changed() => looks.reset_immediately(),
                 Ok(()) = numbers.changed() => {
                     let number = *numbers.borrow_and_update();
@@ -229,15 +231,21 @@ impl Relay {
         }
     }
 
-    async fn count_replicas(&self) {
+    /// Says whether the replicas could be counted, where there is a name to count; of several failures the first is logged.
+    async fn count_replicas(&self, failed_before: bool) -> bool {
         let replicas = self.settings.replicas();
-        let Some(name) = replicas.name() else { return };
+        let Some(name) = replicas.name() else { return true };
         match replicas::count(&name).await {
             Ok(number) => replicas.counted(&name, number),
             Err(error) => {
-                warn!(name, %error, replicas = replicas.get(), "Cannot count the replicas; the last number stands");
+                if !failed_before {
+                    let replicas = replicas.get();
+                    warn!(name, %error, replicas, "Cannot count the replicas; the last number stands");
+                }
+                return false;
             }
         }
+        true
     }
 }
 

@@ -29,7 +29,7 @@ pub struct RelayConfig {
     /// How many relay replicas there are, this one included: workers look for as many, and limits of client keys are
     /// divided by it. Default 1, 1 to 1,000.
     pub replicas: u32,
-    /// A host name with an address for each replica, as a headless Service has it. It is resolved every ten seconds and
+    /// A host name with an address for each replica, as a headless Service has it. It is resolved every two seconds and
     /// its addresses are counted; `replicas` stands until that first succeeds. Default: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub replicas_from: Option<String>,
