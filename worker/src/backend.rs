@@ -5,6 +5,7 @@
 pub(crate) mod body;
 mod connect;
 pub(crate) mod exchange;
+mod names;
 mod pool;
 
 use std::error::Error as _;

@@ -27,9 +27,16 @@ impl Socket {
     }
 }
 
-/// Connects to the first address of a host that answers. Small frames must not wait for each other: `TCP_NODELAY`.
+/// Connects to the first address of a host that answers.
 pub(crate) async fn connect_tcp(host: &str, port: u16, limit: Duration) -> io::Result<TcpStream> {
-    let connecting = TcpStream::connect((bare_host(host), port));
+    connected(TcpStream::connect((bare_host(host), port)), limit).await
+}
+
+/// Waits for a connection. Small frames must not wait for each other: `TCP_NODELAY`.
+pub(crate) async fn connected(
+    connecting: impl Future<Output = io::Result<TcpStream>>,
+    limit: Duration,
+) -> io::Result<TcpStream> {
     let tcp = tokio::time::timeout(limit, connecting)
         .await
         .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "no connection in time"))??;

@@ -6,11 +6,13 @@ use std::time::Duration;
 use http::{HeaderValue, Uri};
 use modelrelay_protocol::codec::FailureCode;
 use rustls::ClientConfig;
+use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use super::CallError;
+use super::names::Names;
 use super::pool::Connection;
-use crate::socket::{Socket, connect_tcp};
+use crate::socket::{Socket, bare_host, connected};
 
 /// The address of a backend, taken apart once.
 #[derive(Clone, Debug)]
@@ -18,6 +20,7 @@ pub(super) struct Target {
     host: String,
     port: u16,
     tls: bool,
+    names: Arc<Names>,
     /// What the `host` header says.
     pub(super) authority: HeaderValue,
     /// What every path begins with.
@@ -35,7 +38,8 @@ impl Target {
         let path = uri.path().trim_end_matches('/');
         let base_path = path.strip_suffix("/v1").unwrap_or(path).to_owned();
         let header = HeaderValue::from_str(authority.as_str()).map_err(|error| error.to_string())?;
-        Ok(Self { host: authority.host().to_owned(), port, tls, authority: header, base_path })
+        let (host, names) = (authority.host().to_owned(), Arc::default());
+        Ok(Self { host, port, tls, names, authority: header, base_path })
     }
 
     /// Connects.
@@ -50,7 +54,11 @@ impl Target {
                 format!("backend does not accept connections: {error}"),
             )
         };
-        let tcp = connect_tcp(&self.host, self.port, limit).await.map_err(refused)?;
+        let connecting = async {
+            let lookup = tokio::net::lookup_host((bare_host(&self.host), self.port));
+            TcpStream::connect(&*self.names.find(lookup).await?).await
+        };
+        let tcp = connected(connecting, limit).await.map_err(refused)?;
         let socket = if self.tls {
             let connector = TlsConnector::from(Arc::clone(tls));
             let handshake = Socket::tls(tcp, &self.host, &connector);

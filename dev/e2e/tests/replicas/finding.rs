@@ -139,6 +139,26 @@ async fn a_name_that_gains_and_loses_addresses_is_followed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backend_whose_name_cannot_be_looked_up_any_more_is_asked_where_it_was() {
+    let _floor = floor::shared().await;
+    let Some(names) = Names::new() else { return };
+    let relay = RelayProcess::start(SETTINGS).await;
+    let backend = Backend::start(Config::default()).await.unwrap();
+    let address: SocketAddr = backend.url().trim_start_matches("http://").parse().unwrap();
+    names.set(&[address]);
+    let _worker = names.start("the worker", "modelrelay-worker", |command, _| {
+        command.args(["--max-concurrency", "8", "--relay-url", &relay.url()]);
+        command.args(["--backend-url", &format!("http://{}:{}", Names::NAME, address.port())]);
+    });
+    relay.ops.workers_ready(1).await;
+    names.set(&[]);
+    // More at once than connections that may be left.
+    let stream = async || ask(relay.address, post(CHAT, chat(true, &json!({})))).await.stream().await;
+    let ended = tokio::join!(stream(), stream(), stream(), stream());
+    assert_eq!(<[Ended; 4]>::from(ended), [const { Ended::Whole(20) }; 4]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn replicas_behind_one_address_are_all_found_and_none_is_held_twice() {
     let _floor = floor::shared().await;
     let mut relays = Vec::new();
