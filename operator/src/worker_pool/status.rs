@@ -106,8 +106,13 @@ pub(super) fn status(facts: &Facts<'_>, previous: &WorkerPoolStatus, now: &Time)
     let ready = ready(facts, &[&accepted, &resolved, &available]);
     let verdicts = [accepted, resolved, progressing, available, ready];
     let counts = facts.workers.map(count);
+    // A spec that is not acted on has not been observed.
+    let generation = match facts.outcome.progress {
+        Progress::Paused | Progress::Failed(_) => previous.observed_generation,
+        Progress::Blocked | Progress::Written => facts.generation,
+    };
     WorkerPoolStatus {
-        observed_generation: facts.generation,
+        observed_generation: generation,
         desired: facts.pods.map(|pods| pods.desired),
         current: facts.pods.map(|pods| pods.current),
         updated: facts.pods.map(|pods| pods.updated),
@@ -117,7 +122,7 @@ pub(super) fn status(facts: &Facts<'_>, previous: &WorkerPoolStatus, now: &Time)
         join_secret_name: facts.join_secret.clone(),
         models: facts.workers.map(models),
         unhealthy: unhealthy(facts, &previous.unhealthy, now),
-        conditions: conditions(&verdicts, &previous.conditions, facts.generation, now),
+        conditions: conditions(&verdicts, &previous.conditions, generation, now),
     }
 }
 
@@ -128,7 +133,6 @@ pub(super) fn first(generation: Option<i64>, now: &Time) -> WorkerPoolStatus {
             Verdict::new(kind, Truth::Unknown, reason::PENDING, "the operator has not looked at it yet")
         });
     WorkerPoolStatus {
-        observed_generation: generation,
         conditions: conditions(&verdicts, &[], generation, now),
         ..WorkerPoolStatus::default()
     }

@@ -4,11 +4,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use futures_util::TryStreamExt as _;
 use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::{Event, Node, Pod, Secret, Service, ServiceAccount};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::ResourceExt as _;
-use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, WatchEvent, WatchParams};
 use kube::runtime::controller::Action;
 use modelrelay_operator::api::{ModelRelay, WorkerPool};
 use modelrelay_operator::cache::{Scope, Watched, caches};
@@ -205,6 +206,34 @@ async fn a_managed_pool_has_all_its_children_and_is_written_once() {
         rig.turn().await.unwrap();
     }
     assert_eq!(rig.versions().await, before);
+    // Defaults that are spelled out are a new generation of the pool and nothing else.
+    let mut spelled_out = by_url();
+    spelled_out["health"] = json!({ "intervalSeconds": 10, "failureThreshold": 3 });
+    spelled_out["managed"] =
+        json!({ "updateStrategy": { "maxUnavailable": 1 }, "image": { "pullPolicy": "IfNotPresent" } });
+    rig.pool(spelled_out).await;
+    rig.turn().await.unwrap();
+    let children = |mut all: Vec<String>| {
+        all.retain(|one| !one.starts_with("WorkerPool/"));
+        all
+    };
+    assert_eq!(children(rig.versions().await), children(before));
+}
+
+#[tokio::test]
+async fn the_first_word_is_that_nothing_is_known() {
+    let Some(rig) = Rig::new("pool").await else { return };
+    rig.pool(by_url()).await;
+    let seen = rig.place.api::<WorkerPool>();
+    let version = seen.list(&ListParams::default()).await.unwrap().metadata.resource_version.unwrap();
+    rig.turn().await.unwrap();
+    let mut events = Box::pin(seen.watch(&WatchParams::default(), &version).await.unwrap());
+    let first = events.try_next().await.unwrap();
+    let Some(WatchEvent::Modified(pool)) = first else { panic!("{first:?}") };
+    let status = pool.status.unwrap();
+    assert!(status.conditions.iter().all(|one| one.status == "Unknown"), "{:?}", status.conditions);
+    assert!(status.conditions.iter().any(|one| one.type_ == "Ready"));
+    assert_eq!(status.observed_generation, None);
 }
 
 #[tokio::test]
@@ -379,6 +408,13 @@ async fn a_paused_pool_is_not_written() {
     patch::<WorkerPool>(&rig, "gpu", &paused(Value::Null)).await;
     rig.until("Progressing", "False/Complete").await;
     patch::<WorkerPool>(&rig, "gpu", &paused(json!("true"))).await;
+    // What is not acted on has not been observed.
+    let change = json!({ "spec": { "maxConcurrentRequests": 4 } });
+    let changed = patch::<WorkerPool>(&rig, "gpu", &change).await.metadata.generation;
+    rig.until("Progressing", "False/Paused").await;
+    let observed =
+        rig.place.api::<WorkerPool>().get("gpu").await.unwrap().status.unwrap().observed_generation;
+    assert!(observed < changed, "{observed:?} {changed:?}");
     rig.place.api::<DaemonSet>().delete("gpu-worker", &DeleteParams::default()).await.unwrap();
     rig.until("Progressing", "False/Paused").await;
     let left = rig.place.api::<DaemonSet>().get_opt("gpu-worker").await.unwrap();
@@ -420,6 +456,13 @@ async fn an_external_pool_has_a_join_command_that_follows_the_address_and_keeps_
     assert_ne!(rotated, token);
     let command = rig.secret("gpu-join", "command").await;
     assert!(command.contains(&rotated) && !command.contains(&token));
+
+    // A user's own token stays, and is what boxes join with.
+    let own = "mr_gpu_of-the-users-choice";
+    patch::<Secret>(&rig, "gpu-join", &json!({ "stringData": { "token": own } })).await;
+    rig.turn().await.unwrap();
+    assert_eq!(rig.secret("gpu-join", "token").await, own);
+    assert!(rig.secret("gpu-join", "command").await.contains(own));
 
     // A token that was spoilt is not replaced behind the user's back.
     patch::<Secret>(&rig, "gpu-join", &json!({ "data": { "token": "aHVudGVyMg==" } })).await;
