@@ -133,8 +133,14 @@ impl Elector {
         // A watch tells at once when the lease is given back.
         let mut changes = pin!(watcher(self.api.clone(), config).backoff(Retry::default()));
         let mut seen: Option<Seen> = None;
+        let mut read = true;
         loop {
-            match self.get(ANSWER_LIMIT).await {
+            let lease = self.get(ANSWER_LIMIT).await;
+            // Once for each outage, not for each attempt.
+            if let (true, Err(error)) = (std::mem::replace(&mut read, lease.is_ok()), &lease) {
+                warn!(error, "The lease cannot be read; asking until it can");
+            }
+            match lease {
                 Ok(None) => {
                     if let Some(held) = self.make().await {
                         return held;
@@ -159,10 +165,7 @@ impl Elector {
                         _ = changes.next() => {}
                     }
                 }
-                Err(error) => {
-                    warn!(error, "The lease cannot be read");
-                    sleep(jittered(ASK_AGAIN)).await;
-                }
+                Err(_) => sleep(jittered(ASK_AGAIN)).await,
             }
         }
     }
