@@ -106,6 +106,18 @@ mod tests {
     }
 
     #[test]
+    fn the_lease_is_where_the_pod_is_else_where_it_is_said_else_in_the_default_namespace() {
+        let home = |arguments: &[&str]| {
+            let all = ["modelrelay-operator"].iter().chain(arguments);
+            Cli::try_parse_from(all).unwrap().run.own_namespace()
+        };
+        assert_eq!(home(&[]), "default");
+        assert_eq!(home(&["--lease-namespace", "a"]), "a");
+        assert_eq!(home(&["--lease-namespace", "a", "--pod-namespace", "b"]), "b");
+        assert_eq!(home(&["--lease-namespace", "a", "--pod-namespace", ""]), "a");
+    }
+
+    #[test]
     fn namespaces_are_told_apart_by_commas_and_none_means_all() {
         let options = |arguments: &[&str]| {
             let all = ["modelrelay-operator"].iter().chain(arguments);

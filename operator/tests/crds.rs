@@ -207,6 +207,20 @@ fn nothing_is_nullable_and_no_format_is_of_rust() {
 }
 
 #[test]
+fn a_status_has_conditions_by_type_and_no_phase() {
+    for crd in Crd::all() {
+        let status = &crd.schema()["properties"]["status"]["properties"];
+        assert!(status["phase"].is_null() && status["observedGeneration"].is_object(), "{}", crd.plural);
+        let conditions = &status["conditions"];
+        assert_eq!(conditions["x-kubernetes-list-type"], "map");
+        assert_eq!(conditions["x-kubernetes-list-map-keys"], json!(["type"]));
+        for field in ["observedGeneration", "reason", "message", "lastTransitionTime"] {
+            assert!(conditions["items"]["properties"][field].is_object(), "{}: {field}", crd.plural);
+        }
+    }
+}
+
+#[test]
 fn what_is_embedded_may_be_partial_and_its_quantities_are_checked() {
     let mut seen = BTreeSet::new();
     for crd in Crd::all() {

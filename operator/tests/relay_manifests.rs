@@ -229,6 +229,18 @@ fn changed_settings_leave_the_pod_template_alone() {
 }
 
 #[test]
+fn an_operator_of_another_version_replaces_relays_that_name_no_image() {
+    let deployment = |version: &str, spec: &str| {
+        let options = Options { relay_image: format!("relay:{version}"), ..options() };
+        let (relay, references) = (relay(spec), References::default());
+        resources(&relay, &validate(&relay, &references, &prepared(), &options), &options).deployment
+    };
+    assert_ne!(deployment("1", MINIMAL), deployment("2", MINIMAL));
+    let pinned = "  image: { repository: mirror, tag: \"1\" }\n";
+    assert_eq!(deployment("1", pinned), deployment("2", pinned));
+}
+
+#[test]
 fn clusters_with_ipv6_get_relays_that_listen_on_both() {
     let both = Prepared { ipv6: true, ..prepared() };
     let valid = validate(&relay(MINIMAL), &References::default(), &both, &options());

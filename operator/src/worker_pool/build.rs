@@ -106,7 +106,9 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
-    use crate::worker_pool::validate::tests::managed;
+    use crate::options::Options;
+    use crate::worker_pool::validate::tests::{managed, options, parsed};
+    use crate::worker_pool::validate::{Valid, validate};
 
     const ADMIN: Sha256Hash = Sha256Hash([0xab; 32]);
 
@@ -223,6 +225,24 @@ mod tests {
         assert_eq!(workers("hostNetwork: false"), ([2, 0], None));
         assert_eq!(workers("hostNetwork: true"), ([0, 2], Some("ClusterFirstWithHostNet".to_owned())));
         assert_eq!(workers("hostNetwork: true, dnsPolicy: Default"), ([0, 2], Some("Default".to_owned())));
+    }
+
+    #[test]
+    fn an_operator_of_another_version_replaces_workers_that_name_no_image_and_no_engine() {
+        let pods = |version: &str, image: &str| {
+            let spec = format!(
+                "{{ relayRef: {{ name: main }}, backend: {{ container: {{ image: e, ports: [{{ containerPort: 1 }}] }} }}{image} }}"
+            );
+            let options = Options { worker_image: format!("worker:{version}"), ..options() };
+            let Ok(Valid::Managed(managed)) = validate(&parsed(&spec), &options) else { panic!("{spec}") };
+            let children = build(&managed, ADMIN).unwrap();
+            (children.workers, children.engine.unwrap().engines)
+        };
+        let (old, new) = (pods("1", ""), pods("2", ""));
+        assert_ne!(old.0, new.0);
+        assert_eq!(old.1, new.1);
+        let pinned = ", managed: { image: { repository: mirror, tag: '1' } }";
+        assert_eq!(pods("1", pinned), pods("2", pinned));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The examples with an operator that has its own rights and no others: all children with the right owner, a second apply that
 //! writes nothing, and nothing left after the end.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
@@ -193,4 +193,31 @@ async fn every_example_has_its_children_and_leaves_none() {
     for example in examples::all() {
         run(&example).await;
     }
+}
+
+/// One child of each kind and owner is deleted, and nothing else happens that would make the operator look.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_child_of_any_kind_that_is_deleted_is_missed_and_made_anew() {
+    let Some(rig) = Rig::new().await else { return };
+    let example = examples::all().into_iter().find(|path| path.ends_with("two-pools.yaml")).unwrap();
+    rig.kubectl(&["apply", "--filename", example.to_str().unwrap()]);
+    rig.settle().await;
+    let (api, mut kinds) = (plane().unwrap().api(), BTreeSet::new());
+    for (child, [owner, ..]) in rig.children() {
+        let (plural, name) = child.split_once('/').unwrap();
+        if !kinds.insert(format!("{plural} of a {owner}")) {
+            continue;
+        }
+        rig.settle().await;
+        let list = CHILDREN.into_iter().find(|list| list.ends_with(plural)).unwrap();
+        let path = format!("{}/{name}", path(list, rig.place.name()));
+        let before = api.get(&path).unwrap()["metadata"]["uid"].clone();
+        api.delete(&path).unwrap();
+        eventually(&format!("{child} is made anew"), async || {
+            api.find(&path).unwrap().filter(|now| now["metadata"]["uid"] != before)
+        })
+        .await;
+    }
+    assert_eq!(kinds.len(), 12, "{kinds:?}");
+    rig.operator.stop().await;
 }

@@ -261,11 +261,13 @@ async fn a_list_that_never_comes_is_asked_for_again_within_a_minute() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_kind_that_may_not_be_read_harms_no_other() {
+async fn a_kind_that_may_not_be_read_or_is_not_installed_harms_no_other() {
     let Some(faulty) = Faulty::new().await else { return };
     faulty.proxy.add(Rule::new(Fault::FORBIDDEN, |call| {
         call.resource == "horizontalpodautoscalers" && matches!(call.verb, Verb::List | Verb::Watch)
     }));
+    let absent = Fault::Answer { status: 404, retry_after_seconds: None };
+    faulty.proxy.add(Rule::new(absent, |call| call.resource == "poddisruptionbudgets"));
     faulty.apply_both().await;
     let _operator = faulty.operator().await;
     let deployments = faulty.place.api::<Deployment>();

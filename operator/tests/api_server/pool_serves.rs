@@ -139,6 +139,13 @@ async fn a_credential_of_the_operators_own_is_rotated_without_a_lost_stream() {
         "managed": on_test_nodes(&rig),
     }))
     .await;
+    // Its worker has nobody to dial yet.
+    for kind in ["Available", "Ready"] {
+        eventually("the relays to be missed", async || {
+            (rig.condition(kind).await.0 == "False/NoReadyRelay").then_some(())
+        })
+        .await;
+    }
     let Some(mut kubelet) = Kubelet::start(&rig).await else { return };
     let pod = eventually("the worker's pod", async || pods(&rig, "worker").await.into_values().next()).await;
     let worker = Running::start_at(&rig, format!("http://{}", kubelet.address(8080))).await;

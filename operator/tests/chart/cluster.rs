@@ -168,6 +168,56 @@ fn helm_installs_upgrades_rolls_back_and_leaves_relays_behind() {
     assert!(!cluster.exists("/apis/rbac.authorization.k8s.io/v1/clusterroles/modelrelay-operator"));
 }
 
+/// Helm judges objects by the rules that kustomize and Flux go by.
+#[test]
+fn helm_waits_until_a_relay_is_ready_and_has_been_looked_at() {
+    let Some(cluster) = Cluster::new() else { return };
+    cluster.helm(&["install", "modelrelay-crds", "charts/modelrelay-crds", "--wait"]);
+    let chart = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| std::fs::write(chart.path().join(name), text).unwrap();
+    write("Chart.yaml", "{ apiVersion: v2, name: site, version: 0.1.0 }");
+    std::fs::create_dir(chart.path().join("templates")).unwrap();
+    let relay = |replicas: u32| {
+        let relay = json!({
+            "apiVersion": "modelrelay.io/v1alpha1", "kind": "ModelRelay", "metadata": { "name": "main" }, "spec": { "replicas": replicas },
+        });
+        write("templates/relay.yaml", &relay.to_string());
+        relay.to_string()
+    };
+    // As Helm will write it.
+    cluster.kubectl_apply(&relay(1), &["--namespace=default", "--server-side", "--field-manager=helm"]);
+    let says = |generation: u32, ready: &str| {
+        let status = json!({ "status": { "observedGeneration": generation, "conditions": [{
+            "type": "Ready", "status": ready, "reason": "Pending", "message": "", "observedGeneration": generation,
+            "lastTransitionTime": "2026-01-01T00:00:00Z",
+        }] } });
+        let patch = ["--subresource=status", "--type=merge", "--patch", &status.to_string()];
+        cluster.kubectl(&[&["patch", "modelrelay", "main", "--namespace=default"][..], &patch].concat());
+    };
+    let waits = |seconds: u32| {
+        let mut command = helm::helm().unwrap();
+        command.arg("--kubeconfig").arg(cluster.plane.kubeconfig());
+        command.args(["upgrade", "--install", "site", path(chart.path()), "--namespace", "default"]);
+        let timeout = format!("--timeout={seconds}s");
+        let output = command.args(["--take-ownership", "--wait", &timeout]).output().unwrap();
+        output.status.success().then_some(()).ok_or_else(|| String::from_utf8(output.stderr).unwrap())
+    };
+    for ready in ["Unknown", "False"] {
+        says(1, ready);
+        let error = waits(6).unwrap_err();
+        assert!(error.contains("main") && error.contains("InProgress"), "{error}");
+    }
+    says(1, "True");
+    waits(60).unwrap();
+    relay(2);
+    let error = waits(6).unwrap_err();
+    assert!(error.contains("main") && error.contains("InProgress"), "{error}");
+    says(2, "True");
+    waits(60).unwrap();
+    cluster.helm(&["uninstall", "site", "--namespace", "default"]);
+    cluster.helm(&["uninstall", "modelrelay-crds", "--wait"]);
+}
+
 #[test]
 fn the_plain_manifests_are_applied_as_they_are_and_again_without_a_change() {
     let Some(cluster) = Cluster::new() else { return };

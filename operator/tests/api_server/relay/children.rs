@@ -12,7 +12,9 @@ use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::ResourceExt as _;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, WatchEvent, WatchParams};
 use modelrelay_operator::api::ModelRelay;
+use modelrelay_operator::apply::Owner;
 use modelrelay_operator::cache::Watched;
+use modelrelay_operator::naming::Part;
 use serde_json::{Value, json};
 use std::sync::Arc;
 
@@ -178,6 +180,8 @@ async fn what_is_edited_or_deleted_by_hand_is_put_back_and_foreign_fields_stay()
     let children: BTreeSet<_> =
         writes.iter().filter(|write| !write.contains("events") && !write.contains("status")).collect();
     assert_eq!(children.len(), 6, "{writes:?}");
+    let told = rig.events("ModelRelay", "main").await;
+    assert!(told.contains(&"Updated: Deployment main-relay".to_owned()), "{told:?}");
 
     let live = rig.get::<Deployment>("main-relay").await.unwrap();
     assert_eq!(live.annotations()["example.com/note"], "mine");
@@ -325,6 +329,45 @@ async fn an_autoscaler_takes_over_without_a_replica_less() {
     rig.turn().await.unwrap();
     assert_eq!(rig.get::<Deployment>("main-relay").await.unwrap().spec.unwrap().replicas, Some(4));
     assert!(rig.get::<HorizontalPodAutoscaler>("main-relay").await.is_none());
+    let told = rig.events("ModelRelay", "main").await;
+    assert!(told.contains(&"Deleted: HorizontalPodAutoscaler main-relay".to_owned()), "{told:?}");
+}
+
+#[tokio::test]
+async fn what_only_carries_our_labels_is_not_pruned() {
+    let Some(rig) = Rig::new().await else { return };
+    let mut theirs = json!({
+        "metadata": { "name": "main-relay-night", "labels": Part::Relay.labels("main") },
+        "spec": { "maxReplicas": 2, "scaleTargetRef": { "apiVersion": "apps/v1", "kind": "Deployment", "name": "main-relay" } },
+    });
+    let autoscalers = rig.place.api::<HorizontalPodAutoscaler>();
+    let create = async |autoscaler: &Value| {
+        let autoscaler = serde_json::from_value(autoscaler.clone()).unwrap();
+        autoscalers.create(&PostParams::default(), &autoscaler).await.unwrap();
+    };
+    let relay = rig.relay(json!({})).await;
+    create(&theirs).await;
+    theirs["metadata"]["name"] = json!("main-relay-left");
+    theirs["metadata"]["ownerReferences"] = json!([Owner::of(&relay).reference()]);
+    create(&theirs).await;
+    rig.turn().await.unwrap();
+    let left = autoscalers.list(&ListParams::default()).await.unwrap();
+    let left: Vec<_> = left.iter().map(|one| one.name_any()).collect();
+    assert_eq!(left, ["main-relay-night"], "what is its own and not wanted goes");
+}
+
+#[tokio::test]
+async fn namespaces_cannot_be_selected_where_they_cannot_be_read() {
+    let Some(rig) = Rig::new().await else { return };
+    let from = |namespaces: Value| json!({ "allowedWorkerPools": { "namespaces": namespaces } });
+    rig.relay(from(json!({ "from": "Selector", "selector": {} }))).await;
+    let message = rig.until("Accepted", "False/NamespacesNotReadable").await;
+    assert!(message.contains("install it for the whole cluster"), "{message}");
+    assert_eq!(rig.condition("Ready").await.0, "False/NamespacesNotReadable");
+    assert!(rig.get::<Secret>("main-relay-settings").await.is_none(), "nobody knows whom to let in");
+    rig.replace(from(json!({ "from": "All" }))).await;
+    rig.until("Accepted", "True/Accepted").await;
+    assert!(rig.get::<Secret>("main-relay-settings").await.is_some());
 }
 
 /// Every number of replicas that the Deployment was to have since a version.
