@@ -22,7 +22,8 @@ mkdir -p "$folder"
 # Cargo's folder of the profile `dev` is called otherwise.
 built=${CARGO_TARGET_DIR:-target}/$target/$(echo "$profile" | sed 's/^dev$/debug/')
 for name; do
-    strip --strip-debug -o "$folder/modelrelay-$name" "$built/modelrelay-$name"
+    # The build ID is made of debug information as well, which names the folders that C sources were compiled in.
+    strip --strip-debug --remove-section=.note.gnu.build-id -o "$folder/modelrelay-$name" "$built/modelrelay-$name"
     cargo xtask sbom "modelrelay-$name" >"$folder/modelrelay-$name.cdx.json"
 done
 cp "${SSL_CERT_FILE:-/etc/ssl/certs/ca-certificates.crt}" "$folder/ca-certificates.crt"
