@@ -82,7 +82,13 @@ pub fn status(outcome: &Outcome, previous: Option<&ModelRelayStatus>, now: &Time
         (kind::PROGRAMMED, programmed(outcome)),
         (kind::AVAILABLE, available(outcome)),
     ];
-    let told = |verdict: Verdict| condition::conditions(&[verdict], before, outcome.generation, now);
+    let kept = previous.cloned().unwrap_or_default();
+    // What a paused relay says is true of the spec that was acted on last.
+    let generation = match outcome.spec {
+        SpecOutcome::Paused => kept.observed_generation,
+        SpecOutcome::Done { .. } | SpecOutcome::Failed { .. } => outcome.generation,
+    };
+    let told = |verdict: Verdict| condition::conditions(&[verdict], before, generation, now);
     let mut conditions: Vec<Condition> = Vec::new();
     for (kind, verdict) in verdicts {
         match (verdict, find(before, kind)) {
@@ -95,11 +101,10 @@ pub fn status(outcome: &Outcome, previous: Option<&ModelRelayStatus>, now: &Time
         let message = "the annotation modelrelay.io/paused stops every write; remove it to go on";
         conditions.extend(told(Verdict::new(kind::PROGRESSING, false, reason::PAUSED, message)));
     }
-    let ready = ready(&conditions, outcome, before, now);
+    let ready = ready(&conditions, generation, before, now);
     conditions.push(ready);
     let pods = outcome.pods.as_deref();
     let count = |number: usize| i32::try_from(number).unwrap_or(i32::MAX);
-    let kept = previous.cloned().unwrap_or_default();
     ModelRelayStatus {
         observed_generation: match outcome.spec {
             SpecOutcome::Done { .. } => outcome.generation,
@@ -282,7 +287,7 @@ fn available(outcome: &Outcome) -> Option<Verdict> {
 }
 
 /// Ready follows from the others: accepted, available, and not known to run with old settings.
-fn ready(conditions: &[Condition], outcome: &Outcome, before: &[Condition], now: &Time) -> Condition {
+fn ready(conditions: &[Condition], generation: Option<i64>, before: &[Condition], now: &Time) -> Condition {
     let has = |kind: &str, status: Truth| find(conditions, kind).filter(|one| one.status == status.as_str());
     let blocking = has(kind::ACCEPTED, Truth::False)
         .or_else(|| has(kind::AVAILABLE, Truth::False))
@@ -303,7 +308,7 @@ fn ready(conditions: &[Condition], outcome: &Outcome, before: &[Condition], now:
         status: status.as_str().to_owned(),
         reason,
         message,
-        observed_generation: outcome.generation,
+        observed_generation: generation,
         last_transition_time: since.map_or_else(|| now.clone(), |one| one.last_transition_time.clone()),
     }
 }

@@ -223,6 +223,8 @@ fn a_pause_is_shown_and_leaves_the_rest() {
         "Ready=True Ready",
     ];
     assert_eq!((shown(&paused), paused.observed_generation), (expected.map(str::to_owned).to_vec(), Some(3)));
+    // `kubectl wait` takes a condition of the newest generation for the last word on it.
+    assert!(paused.conditions.iter().all(|condition| condition.observed_generation == Some(3)));
     assert_eq!(shown(&status(&good, Some(&paused), &at(3))).len(), 5);
 }
 
