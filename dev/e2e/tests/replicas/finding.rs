@@ -21,15 +21,15 @@ use tokio::time::timeout;
 use crate::fleet::{SETTINGS, start_worker};
 
 /// A name of its own in a file that stands for `/etc/hosts` in the programs' own view of the file system.
-struct Names {
+pub(crate) struct Names {
     folder: TempDir,
 }
 
 impl Names {
-    const NAME: &str = "relays.test";
+    pub(crate) const NAME: &str = "relays.test";
 
     /// Returns nothing, and says so loudly, where programs cannot have a view of their own.
-    fn new() -> Option<Self> {
+    pub(crate) fn new() -> Option<Self> {
         let can =
             Command::new("unshare").args(["--mount", "true"]).status().is_ok_and(|status| status.success());
         if !can {
@@ -44,7 +44,7 @@ impl Names {
         Some(names)
     }
 
-    fn set(&self, addresses: &[SocketAddr]) {
+    pub(crate) fn set(&self, addresses: &[SocketAddr]) {
         let line = |address: &SocketAddr| format!("{} {}\n", address.ip(), Self::NAME);
         let lines: String = addresses.iter().map(line).collect();
         // In place: the programs hold this very file.
@@ -52,7 +52,7 @@ impl Names {
     }
 
     /// Starts a program that sees these names.
-    fn start(&self, name: &str, what: &str, prepare: impl FnOnce(&mut Command, &Path)) -> Program {
+    pub(crate) fn start(&self, name: &str, what: &str, prepare: impl FnOnce(&mut Command, &Path)) -> Program {
         let mut command = Command::new("unshare");
         command.args(["--mount", "sh", "-c", "mount --bind \"$0\" /etc/hosts && exec \"$@\""]);
         command.arg(self.folder.path().join("hosts")).arg(program(what));
@@ -67,9 +67,10 @@ impl Names {
         })
     }
 
-    async fn relay(&self, listen: SocketAddr) -> (Program, SocketAddr, Ops) {
+    /// Starts a relay that counts the addresses of the name, with more settings.
+    pub(crate) async fn relay(&self, listen: SocketAddr, yaml: &str) -> (Program, SocketAddr, Ops) {
         let mut program = self.start("a relay", "modelrelay-relay", |command, folder| {
-            let yaml = format!("opsListen: 127.0.0.1:0\nreplicasFrom: {}\n", Self::NAME);
+            let yaml = format!("opsListen: 127.0.0.1:0\nreplicasFrom: {}\n{yaml}", Self::NAME);
             fs::write(folder.join("relay.yaml"), yaml).unwrap();
             command.args(["--listen", &listen.to_string()]).arg("--config").arg(folder.join("relay.yaml"));
         });
@@ -77,9 +78,18 @@ impl Names {
         let address = |name: &str| line[name].as_str().unwrap().parse().unwrap();
         (program, address("client"), Ops(address("operations")))
     }
+
+    /// Starts a worker of one model that follows the name, at this port.
+    pub(crate) fn worker(&self, name: &str, port: u16, backend: &str) -> Program {
+        self.start(name, "modelrelay-worker", |command, _| {
+            command.args(["--name", name, "--max-concurrency", "2", "--models", "m"]);
+            command.args(["--ops-listen", "127.0.0.1:0", "--backend-url", backend]);
+            command.args(["--relay-resolve", "All", "--relay-url", &format!("http://{}:{port}", Self::NAME)]);
+        })
+    }
 }
 
-async fn replicas_known(ops: &Ops, n: f64) {
+pub(crate) async fn replicas_known(ops: &Ops, n: f64) {
     eventually(&format!("{n} replicas"), async || {
         (ops.metric("modelrelay_replicas").await == n).then_some(())
     })
@@ -90,31 +100,18 @@ async fn replicas_known(ops: &Ops, n: f64) {
 async fn a_name_that_gains_and_loses_addresses_is_followed() {
     let _floor = floor::shared().await;
     let Some(names) = Names::new() else { return };
-    let (mut first, one, one_ops) = names.relay("127.0.0.1:0".parse().unwrap()).await;
+    let (mut first, one, one_ops) = names.relay("127.0.0.1:0".parse().unwrap(), "").await;
     let at = |last: u8| SocketAddr::from(([127, 0, 0, last], one.port()));
-    let (_second, two, two_ops) = names.relay(at(2)).await;
+    let (_second, two, two_ops) = names.relay(at(2), "").await;
     names.set(&[one, two]);
     let backend = Backend::start(Config::default()).await.unwrap();
-    let mut worker = names.start("the worker", "modelrelay-worker", |command, _| {
-        command.args([
-            "--name",
-            "worker-0",
-            "--max-concurrency",
-            "2",
-            "--models",
-            "m",
-            "--ops-listen",
-            "127.0.0.1:0",
-        ]);
-        command.args(["--backend-url", &backend.url(), "--relay-resolve", "All"]);
-        command.args(["--relay-url", &format!("http://{}:{}", Names::NAME, one.port())]);
-    });
+    let mut worker = names.worker("worker-0", one.port(), &backend.url());
     one_ops.workers_ready(1).await;
     two_ops.workers_ready(1).await;
     replicas_known(&one_ops, 2.0).await;
 
     // Another relay comes: it is found within the time between two lookups.
-    let (_third, three, three_ops) = names.relay(at(3)).await;
+    let (_third, three, three_ops) = names.relay(at(3), "").await;
     names.set(&[one, two, three]);
     three_ops.workers_ready(1).await;
     for ops in [one_ops, two_ops, three_ops] {

@@ -13,7 +13,9 @@
 mod fairness;
 mod finding;
 mod fleet;
+mod fresh;
 mod kills;
+mod limits;
 mod messages;
 mod partition;
 mod plain;
