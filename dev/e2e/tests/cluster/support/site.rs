@@ -1,7 +1,8 @@
 //! A namespace with relays and pools of one test.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::process::Stdio;
+use std::time::Duration;
 
 use dev_cluster::{Api, Namespace, wait};
 use serde_json::{Value, json};
@@ -135,11 +136,17 @@ impl<'a> Site<'a> {
         found.unwrap_or_else(|error| panic!("{error}: {:#}", json!(self.pods(part, instance))))
     }
 
-    /// Returns the address of a Service within the cluster, which this machine reaches, too.
+    /// Returns the address of a Service within the cluster, which this machine reaches, too. Nodes hear of ready pods a moment
+    /// after the API server, so it is waited until somebody accepts a connection there.
     pub(crate) fn service(&self, name: &str) -> SocketAddr {
         let service = self.get("services", name);
         let port = u16::try_from(service["spec"]["ports"][0]["port"].as_u64().unwrap()).unwrap();
-        SocketAddr::new(service["spec"]["clusterIP"].as_str().unwrap().parse().unwrap(), port)
+        let address = SocketAddr::new(service["spec"]["clusterIP"].as_str().unwrap().parse().unwrap(), port);
+        let accepts = wait::until(&format!("Service {name} accepts a connection"), LIMIT, || {
+            Ok(TcpStream::connect_timeout(&address, Duration::from_secs(1)).ok().map(drop))
+        });
+        accepts.unwrap();
+        address
     }
 
     /// A ModelRelay with a spec.
