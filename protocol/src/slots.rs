@@ -57,7 +57,9 @@
 //! - **A worker that drains** ([`Arbiter::withdraw`]) recalls what is idle and lends nothing more.
 //! - **A relay without credits** (plain v1) has a fixed part, set aside for it as long as it is connected.
 //! - No relay has more than the `max_concurrent` of its `register_ack`.
-//! - **A plea** is passed on to [`MOST_HEARERS`] other relays: those that have idle slots here, and the rest in turn.
+//! - **A plea** is passed on to [`MOST_HEARERS`] other relays: those that have idle slots here, then those that have heard
+//!   none of this relay's pleas for longest. That nothing is lacking any more is passed on to all that have heard a plea of
+//!   this relay within 250 ms.
 //!
 //! `load` says `idle_elsewhere` when that turns, and at once only to a relay that wants, or has wanted within two seconds
 //! (that slots lie idle) or 250 ms (that none do any more). Others are told that slots lie idle after 250 ms at the latest,
@@ -67,7 +69,8 @@
 //! # What a relay does
 //! It dispatches while it has credits. Which of them lie idle only it knows for sure: a worker learns of a request when it
 //! arrives, and another relay later still. So a relay that lacks slots does not guess where there are some, it **pleads**,
-//! by a worker that serves the model, another one each time. A relay that hears a plea cedes what it has idle for the
+//! by a worker that serves the model: by the same one until nothing waits any more or the plea is renewed, then by the next.
+//! Where there are more relays than hear a plea, it says again after 50 ms what lacks still, and others hear it. A relay that hears a plea cedes what it has idle for the
 //! model, of any worker, and remembers the rest for 250 ms: a credit that comes to it and that nothing waits for it cedes
 //! at once, to the plea of the highest band, then of the oldest request. What it gets and needs no more it cedes likewise. A
 //! relay pleads for each request that begins to wait, for [`MOST_PLEADED`] slots at most; a plea that brought nothing for
@@ -76,6 +79,14 @@
 //!
 //! An idle slot of any worker so reaches a queued request in four steps (`plea` twice, `cede`, `grant`): two round trips.
 //! Since each relay gives away its own credits, two that lack slots at the same time are not promised the same one.
+//!
+//! One case takes longer: a slot that was given up for a relay which does not need it any more when it comes has to go on,
+//! and one that lacks a slot meanwhile may wait for a round trip more. No protocol could rule that out. Let each link take
+//! 20 ms. A pleads at 0 ms, and B, which has the only idle slot, gives it up at 40 ms; its worker must grant it to A at
+//! 60 ms, or A gets it late. At 21 ms a request of A ends at another worker, so A serves at 41 ms what it pleaded for, which
+//! the worker of B's slot cannot know before 61 ms. A request comes to C at 2 ms, of which A cannot know at 41 ms, nor B at
+//! 40 ms. The slot is at A at 80 ms, at C at 120 ms, and C's request at its worker at 140 ms: 119 ms after there was a slot
+//! for both, where two round trips and the way to the worker are 100 ms.
 //!
 //! **Wants** remain for what pleas do not do. A relay that waits for 250 ms, or hears of a plea of another band than its own
 //! request, claims slots at the workers that serve the model, at most 64, also where all are busy: there the better claim
@@ -93,11 +104,11 @@
 //!
 //! | workers | slots each | 1 relay | 3 relays | 10 relays |
 //! |--:|--:|--:|--:|--:|
-//! | 100 | 1 | 0 | 3.15 | 6.76 |
-//! | 100 | 8 | 0 | 0.17 | 1.11 |
-//! | 1,000 | 1 | 0 | 0.07 | 0.68 |
-//! | 1,000 | 8 | 0 | 0.00 | 0.02 |
-//! | 10,000 | 1 | 0 | 0.02 | 0.02 |
+//! | 100 | 1 | 0 | 2.32 | 5.90 |
+//! | 100 | 8 | 0 | 0.19 | 0.85 |
+//! | 1,000 | 1 | 0 | 0.07 | 0.48 |
+//! | 1,000 | 8 | 0 | 0.00 | 0.01 |
+//! | 10,000 | 1 | 0 | 0.02 | 0.01 |
 //! | 10,000 | 8 | 0 | 0.00 | 0.00 |
 
 mod account;
@@ -122,7 +133,7 @@ pub const RENEWAL_INTERVAL: Duration = Duration::from_millis(250);
 /// out, and this bounds the reports that nobody needs.
 pub const BELIEF_LIMIT: Duration = Duration::from_secs(15);
 
-/// How many relays hear a plea, at most.
+/// How many relays hear a plea, at most. Another plea by the same worker is for others.
 pub const MOST_HEARERS: usize = 4;
 
 /// Slots that one plea asks for, at most.
@@ -253,14 +264,12 @@ pub struct Arbiter {
     slots: u32,
     accounts: BTreeMap<SessionKey, Account>,
     withdrawn: bool,
-    /// Counts pleas, so that not the same relays hear them all.
-    pleas: usize,
 }
 
 impl Arbiter {
     /// Starts with all slots idle and nobody to lend them to.
     pub fn new(slots: u32) -> Self {
-        Self { slots, accounts: BTreeMap::new(), withdrawn: false, pleas: 0 }
+        Self { slots, accounts: BTreeMap::new(), withdrawn: false }
     }
 
     /// Returns how many requests run, over all sessions.
@@ -403,15 +412,28 @@ impl Arbiter {
         Ok(actions)
     }
 
-    /// Returns to whom a relay's plea is passed on: those that have idle slots here, and others in turn.
-    pub fn hearers(&mut self, session: SessionKey) -> Vec<SessionKey> {
+    /// Returns to whom a relay's plea for `n` slots is passed on: first those that have idle slots here, then those that
+    /// have heard none of its pleas for longest. That it lacks nothing any more (0) is for all that heard one lately.
+    pub fn hearers(&mut self, session: SessionKey, n: u32, now: Instant) -> Vec<SessionKey> {
+        let Some(pleader) = self.accounts.get(&session) else { return Vec::new() };
         let others = self.accounts.iter().filter(|(key, _)| **key != session);
         let here = others.filter(|(_, account)| account.pleads() && account.is_here());
-        let (idle, busy): (Vec<_>, Vec<_>) = here.partition(|(_, account)| account.idle() > 0);
-        let turn = self.pleas.checked_rem(busy.len()).unwrap_or(0);
-        self.pleas = self.pleas.wrapping_add(1);
-        let in_turn = busy[turn..].iter().chain(&busy[..turn]);
-        idle.iter().chain(in_turn).map(|(key, _)| **key).take(MOST_HEARERS).collect()
+        let heard = |key: &SessionKey| pleader.heard.get(key).copied();
+        if n == 0 {
+            let lately = |at: Instant| now < at + RENEWAL_INTERVAL;
+            return here.filter(|(key, _)| heard(key).is_some_and(lately)).map(|(key, _)| *key).collect();
+        }
+        let order = |(key, account): (&SessionKey, &Account)| {
+            (account.idle() == 0, heard(key), account.terms.rank, *key)
+        };
+        let mut order: Vec<_> = here.map(order).collect();
+        order.sort_unstable();
+        let hearers: Vec<SessionKey> = order.iter().map(|(.., key)| *key).take(MOST_HEARERS).collect();
+        if let Some(pleader) = self.accounts.get_mut(&session) {
+            pleader.heard.retain(|key, _| order.iter().any(|(.., here)| here == key));
+            pleader.heard.extend(hearers.iter().map(|key| (*key, now)));
+        }
+        hearers
     }
 
     /// A relay gave up unspent credits for another that lacks slots.

@@ -157,7 +157,7 @@ impl Capacity {
         let Some(relay) = name else { return };
         let Plea { model, n, band, age_ms, number } = plea;
         let message = ToRelay::Plea { relay, model, n, band, age_ms, number };
-        for hearer in inner.arbiter.hearers(key) {
+        for hearer in inner.arbiter.hearers(key, n, now()) {
             inner.send(hearer, &message);
         }
     }

@@ -1,9 +1,9 @@
 //! What the worker knows of one session.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Instant;
 
-use super::{BELIEF_LIMIT, Lending, NotRecalled, RECALL_LIMIT, RENEWAL_INTERVAL, Shared, Terms};
+use super::{BELIEF_LIMIT, Lending, NotRecalled, RECALL_LIMIT, RENEWAL_INTERVAL, SessionKey, Shared, Terms};
 
 /// How far a session has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +49,8 @@ pub(super) struct Account {
     told_at: Option<Instant>,
     wanted_at: Option<Instant>,
     report_due: Option<Instant>,
+    /// When other sessions last heard a plea of its relay.
+    pub(super) heard: BTreeMap<SessionKey, Instant>,
 }
 
 impl Account {
@@ -67,6 +69,7 @@ impl Account {
             told_at: None,
             wanted_at: None,
             report_due: None,
+            heard: BTreeMap::new(),
         }
     }
 

@@ -533,16 +533,48 @@ fn four_others_hear_a_plea_those_with_idle_slots_first_and_the_rest_in_turn() {
     let mut desk = Desk::pleading(1, &sessions);
     assert_eq!(desk.held()[0], (1, 0));
     let mut heard = std::collections::BTreeSet::new();
-    for _ in 0..50 {
-        let hearers = desk.arbiter.hearers(C);
-        assert_eq!((hearers.len(), hearers[0]), (MOST_HEARERS, A), "{hearers:?}");
-        assert!(!hearers.contains(&C));
-        heard.extend(hearers);
+    for pleas in 1..=2 {
+        for _ in 0..7_u32.div_ceil(3) {
+            let hearers = desk.arbiter.hearers(C, 1, desk.now);
+            assert_eq!((hearers.len(), hearers[0]), (MOST_HEARERS, A), "{hearers:?}");
+            assert!(!hearers.contains(&C));
+            heard.extend(hearers);
+            desk.wait(1);
+        }
+        assert_eq!(heard.len(), 8, "all but the one that pleads, round {pleas}: {heard:?}");
+        heard.clear();
     }
-    assert_eq!(heard.len(), 8, "all but the one that pleads: {heard:?}");
     let mut desk = Desk::pleading(1, &[A, B]);
     desk.join(C);
-    assert_eq!(desk.arbiter.hearers(A), [B], "C does not take pleas");
+    assert_eq!(desk.arbiter.hearers(A, 1, desk.now), [B], "C does not take pleas");
+}
+
+#[test]
+fn those_who_heard_a_plea_lately_hear_that_it_is_over_and_nobody_else() {
+    let sessions: Vec<SessionKey> = (1..=9).map(SessionKey).collect();
+    let mut desk = Desk::pleading(1, &sessions);
+    let over = |desk: &mut Desk| {
+        let mut hearers = desk.arbiter.hearers(C, 0, desk.now);
+        hearers.sort_unstable();
+        hearers
+    };
+    assert_eq!(over(&mut desk), []);
+    let mut first = desk.arbiter.hearers(C, 1, desk.now);
+    first.sort_unstable();
+    assert_eq!(over(&mut desk), first);
+    desk.wait(100);
+    let second = desk.arbiter.hearers(C, 1, desk.now);
+    let mut both = [first, second.clone()].concat();
+    both.sort_unstable();
+    both.dedup();
+    assert_eq!((over(&mut desk), both.len()), (both, 7));
+    desk.arbiter.left(second[1], desk.now);
+    assert_eq!(over(&mut desk).len(), 6);
+    desk.wait(160);
+    assert_eq!(over(&mut desk).len(), 3, "the others have forgotten it");
+    desk.arbiter.hearers(A, 1, desk.now);
+    desk.wait(250);
+    assert_eq!(over(&mut desk), []);
 }
 
 #[test]

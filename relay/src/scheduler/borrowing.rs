@@ -50,6 +50,8 @@ impl Open {
 /// A worker that lends its slots to other relays as well.
 #[derive(Debug, Default)]
 struct Lender {
+    /// How many relays its slots are lent to.
+    relays: u32,
     idle_elsewhere: bool,
     open: Option<Open>,
     asked_at: Option<Instant>,
@@ -100,6 +102,11 @@ impl Borrowing {
     /// Says whether a worker lends its slots to other relays as well.
     pub(super) fn is_lender(&self, worker: WorkerIx) -> bool {
         self.lenders.contains_key(&worker)
+    }
+
+    /// Says how many relays a worker lends its slots to.
+    pub(super) fn relays_at(&self, worker: WorkerIx) -> u32 {
+        self.lenders.get(&worker).map_or(1, |lender| lender.relays)
     }
 
     /// All lenders in turn, beginning after this one.
@@ -158,6 +165,7 @@ impl Scheduler {
         let lender = borrowing.lenders.entry(index).or_default();
         let missed = lender.idle_elsewhere && !idle_elsewhere && lender.open.is_some();
         lender.idle_elsewhere = idle_elsewhere;
+        lender.relays = relays;
         if missed {
             borrowing.note_miss();
         }

@@ -1,21 +1,25 @@
 //! Slots that lie idle at other relay replicas, asked of them by way of a worker.
 //!
 //! A relay knows which of its credits lie idle, and nobody else does for sure. One that lacks slots therefore does not
-//! guess at workers: it pleads. A worker, another one each time, passes the plea on to the other relays, and each of
-//! them cedes what it has to spare, now or as soon as a request ends there, wherever that is. The worker's side and the
-//! messages are in `modelrelay_protocol::slots`.
+//! guess at workers: it pleads. A worker passes the plea on to the other relays, a few of them at a time where there are
+//! many, and each cedes what it has to spare, now or as soon as a request ends there, wherever that is. One worker passes
+//! on what a relay lacks until nothing waits there or a plea is renewed, then it is another one's turn. The worker's side
+//! and the messages are in `modelrelay_protocol::slots`.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use modelrelay_protocol::slots::{MOST_PLEADED, RENEWAL_INTERVAL};
+use modelrelay_protocol::slots::{MOST_HEARERS, MOST_PLEADED, RENEWAL_INTERVAL};
 
 use super::Scheduler;
 use super::event::{Action, Plea, WorkerId};
 use super::models::{ANY, ModelIx};
 use super::workers::WorkerIx;
+
+/// How long those who heard a plea have before others hear what lacks still: two round trips of most fleets.
+const PATIENCE: Duration = Duration::from_millis(50);
 
 /// Pleas of others that are remembered. Each relay that waits has a few for each model.
 const MOST_REMEMBERED: usize = 1024;
@@ -30,6 +34,19 @@ struct Open {
     /// Whether nobody had any of it to spare for a whole interval. What else is lacking need not be told then: each slot
     /// that is to spare will come for this.
     renewed: bool,
+    /// The worker that passes its pleas on, and takes them back.
+    by: WorkerId,
+    /// Relays that have heard it.
+    hearers: usize,
+    /// When others are to hear what lacks still; none when there are no others.
+    further: Option<Instant>,
+}
+
+impl Open {
+    fn due(&self) -> Instant {
+        let further = self.further.filter(|_| self.n > 0);
+        further.map_or(self.until, |further| further.min(self.until))
+    }
 }
 
 /// What another relay lacks.
@@ -57,7 +74,7 @@ pub(super) struct Pleading {
 
 impl Pleading {
     pub(super) fn due(&self) -> Option<Instant> {
-        self.open.values().map(|open| open.until).min()
+        self.open.values().map(Open::due).min()
     }
 
     /// No worker shares its slots any more.
@@ -127,47 +144,76 @@ impl Scheduler {
         let waited_for: Vec<ModelIx> = self.models.waited_for().collect();
         let over = self.pleading.open.extract_if(.., |model, _| !waited_for.contains(model));
         for (_, open) in over.collect::<Vec<_>>() {
-            if let Some(model) = self.models.find(&open.model).filter(|_| now < open.until) {
-                self.say_plea(model, 0, now);
+            let model = self.models.find(&open.model).filter(|_| now < open.until);
+            if let Some(model) = model.filter(|&model| self.passes_on(open.by, model)) {
+                self.say_plea(open.by, model, 0, now);
             }
         }
         for model in waited_for {
             let waiting = u32::try_from(self.models[model].queue.len()).unwrap_or(u32::MAX).min(MOST_PLEADED);
-            let open = self.pleading.open.get(&model).filter(|open| open.n > 0);
-            let (n, until, renewed) = match open {
-                Some(open) if open.until <= now => (waiting, now + RENEWAL_INTERVAL, true),
-                Some(open) if open.renewed => continue,
-                Some(open) => (waiting.saturating_sub(open.n), open.until, false),
-                None => (waiting, now + RENEWAL_INTERVAL, false),
+            let before = self.pleading.open.remove(&model).filter(|open| self.passes_on(open.by, model));
+            let open = match before {
+                Some(open) if now < open.until => Some(self.plead_on(model, open, waiting, now)),
+                before => self.plead_anew(model, waiting, before.is_some_and(|open| open.n > 0), now),
             };
-            if n > 0 {
-                let name = self.models[model].name.clone();
-                self.pleading.open.insert(model, Open { model: name, n: waiting, until, renewed });
-                if !self.say_plea(model, n, now) {
-                    self.pleading.open.remove(&model);
-                }
-            }
+            self.pleading.open.extend(open.map(|open| (model, open)));
         }
     }
 
-    /// Sends a plea by the worker whose turn it is; says whether there is one.
-    fn say_plea(&mut self, model: ModelIx, n: u32, now: Instant) -> bool {
-        let Some(worker) = self.messenger(model) else { return false };
-        self.pleading.last = worker;
+    /// Pleads by the worker whose turn it is, if there is one.
+    fn plead_anew(&mut self, model: ModelIx, n: u32, renewed: bool, now: Instant) -> Option<Open> {
+        let messenger = self.messenger(model)?;
+        self.pleading.last = messenger;
+        let (by, name) = (self.workers[messenger].id, self.models[model].name.clone());
+        self.say_plea(by, model, n, now);
+        let until = now + RENEWAL_INTERVAL;
+        let open = Open { model: name, n, until, renewed, by, hearers: 0, further: None };
+        Some(self.heard_by_more(open, now))
+    }
+
+    /// Pleads for what began to wait since, and with others for what those who heard of it did not bring. The same worker
+    /// passes it on: it knows who has not heard it yet, and later whom to tell that nothing is lacking any more.
+    fn plead_on(&mut self, model: ModelIx, open: Open, waiting: u32, now: Instant) -> Open {
+        let more = if open.renewed { 0 } else { waiting.saturating_sub(open.n) };
+        let n = open.n + more;
+        let in_vain = open.n > 0 && open.further.is_some_and(|at| at <= now);
+        if more == 0 && !in_vain {
+            return open;
+        }
+        self.say_plea(open.by, model, if in_vain { n.min(waiting) } else { more }, now);
+        self.heard_by_more(Open { n, ..open }, now)
+    }
+
+    /// Notes that a plea was passed on.
+    fn heard_by_more(&self, open: Open, now: Instant) -> Open {
+        let relays = self.workers.find(open.by).map_or(1, |worker| self.borrowing.relays_at(worker));
+        let others = usize::try_from(relays.saturating_sub(1)).unwrap_or(usize::MAX);
+        let hearers = open.hearers.saturating_add(MOST_HEARERS);
+        Open { hearers, further: (hearers < others).then_some(now + PATIENCE), ..open }
+    }
+
+    fn say_plea(&mut self, worker: WorkerId, model: ModelIx, n: u32, now: Instant) {
         self.pleading.number += 1;
         let number = self.pleading.number;
         let first = self.models[model].queue.first(1).first().copied().filter(|_| n > 0);
         let (band, age) = first.map_or((0, Duration::ZERO), |(Reverse(band), request)| {
             (band, now.saturating_duration_since(self.requests[&request].submitted))
         });
-        let (worker, model) = (self.workers[worker].id, self.models[model].name.clone());
+        let model = self.models[model].name.clone();
         self.actions.push_back(Action::Plea { worker, model, n, band, age, number });
-        true
     }
 
+    /// The worker whose turn it is to pass a plea on.
     fn messenger(&self, model: ModelIx) -> Option<WorkerIx> {
-        let passes_on = |worker: &WorkerIx| self.workers[*worker].pleas && self.serves_model(*worker, model);
-        self.borrowing.lenders_after(self.pleading.last).find(passes_on)
+        let mut lenders = self.borrowing.lenders_after(self.pleading.last);
+        lenders.find(|&worker| self.workers[worker].pleas && self.serves_model(worker, model))
+    }
+
+    fn passes_on(&self, worker: WorkerId, model: ModelIx) -> bool {
+        let passes_on = |worker| {
+            self.borrowing.is_lender(worker) && self.workers[worker].pleas && self.serves_model(worker, model)
+        };
+        self.workers.find(worker).is_some_and(passes_on)
     }
 
     /// Credits came, which may fill what was pleaded for. A credit that was ceded for one model may serve another.

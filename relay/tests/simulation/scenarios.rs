@@ -175,5 +175,5 @@ fn of_a_thousand_requests_all_but_one_meet_an_idle_slot_within_two_round_trips()
     // What was ceded to one that needs it no more goes on to the next, for a round trip more.
     assert!(requests > 10_000 && beyond * 1000 <= requests, "{beyond} of {requests} waited longer");
     assert!(longest <= bound + ROUND_TRIP, "{} ms", longest / MS);
-    assert!(messages.total() <= 5 * requests, "{messages:?} for {requests} requests");
+    assert!(messages.total() <= 4 * requests, "{messages:?} for {requests} requests");
 }

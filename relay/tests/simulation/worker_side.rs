@@ -68,7 +68,7 @@ impl World {
             }
             ToWorker::Plea { model, n, band, age, number } => {
                 let from = self.links[link].relay;
-                let hearers = arbiter.hearers(key);
+                let hearers = arbiter.hearers(key, n, now);
                 for hearer in hearers {
                     self.to_relay(
                         link_of(hearer),

@@ -16,7 +16,11 @@ impl World {
 
     fn join_pleading(&mut self, worker: WorkerId, models: &[&str]) -> Vec<Action> {
         self.join(worker, WorkerInfo { identity: worker.0, pleas: true, ..granted(1, models) });
-        self.handle(Event::SlotsShared { worker, relays: 3, idle_elsewhere: false })
+        self.among(worker, 3)
+    }
+
+    fn among(&mut self, worker: WorkerId, relays: u32) -> Vec<Action> {
+        self.handle(Event::SlotsShared { worker, relays, idle_elsewhere: false })
     }
 
     fn hear(&mut self, worker: WorkerId, plea: Plea) -> Vec<Action> {
@@ -44,14 +48,46 @@ fn plea(relay: &str, n: u32, age_ms: u64) -> Plea {
 }
 
 #[test]
-fn what_lacks_is_pleaded_for_once_by_one_worker_after_the_other() {
+fn what_lacks_is_pleaded_for_once_and_taken_back_by_the_same_worker_and_then_it_is_anothers_turn() {
     let mut world = World::pleading([W1, W2, W3]);
     assert_eq!(world.submit(request(1)), [pleads(W2, 1, 0, 1)]);
     world.now += Duration::from_millis(30);
-    assert_eq!(world.submit(request(2)), [pleads(W3, 1, 30, 2)]);
+    assert_eq!(world.submit(request(2)), [pleads(W2, 1, 30, 2)]);
     assert_eq!(dispatched(&world.grant(W2, 1)), [1]);
-    assert_eq!(world.grant(W1, 1), [dispatch(2, W1), pleads(W1, 0, 0, 3)], "nobody is to cede any more");
+    assert_eq!(world.grant(W1, 1), [dispatch(2, W1), pleads(W2, 0, 0, 3)], "nobody is to cede any more");
     assert_eq!(world.scheduler.poll_timeout(), None);
+    assert_eq!(world.submit(request(3)), [pleads(W3, 1, 0, 4)]);
+}
+
+#[test]
+fn a_plea_goes_by_another_worker_when_its_own_is_gone() {
+    let mut world = World::pleading([W1, W2, W3]);
+    assert_eq!(world.submit(request(1)), [pleads(W2, 1, 0, 1)]);
+    assert_eq!(world.handle(Event::Lost { worker: W2 }), [pleads(W3, 1, 0, 2)]);
+    world.handle(Event::Lost { worker: W1 });
+    assert_eq!(world.grant(W3, 1), [dispatch(1, W3), pleads(W3, 0, 0, 3)]);
+}
+
+#[test]
+fn others_hear_a_plea_that_brought_nothing_soon_until_all_have_heard_it() {
+    let mut world = World::pleading([W1, W2]);
+    for worker in [W1, W2] {
+        world.among(worker, 10);
+    }
+    assert_eq!(world.submit(request(1)), [pleads(W2, 1, 0, 1)]);
+    assert_eq!(world.pass(49), []);
+    assert_eq!(world.pass(1), [pleads(W2, 1, 50, 2)], "eight of nine have heard it");
+    assert_eq!(world.submit(request(2)), [pleads(W2, 1, 50, 3)]);
+    assert_eq!(world.pass(199), [], "all have");
+
+    let mut world = World::pleading([W1, W2]);
+    for worker in [W1, W2] {
+        world.among(worker, 6);
+    }
+    world.submit(request(1));
+    world.submit(request(2));
+    assert_eq!(dispatched(&world.grant(W1, 1)), [1]);
+    assert_eq!(world.pass(249), [], "the two pleas were heard by all five");
 }
 
 #[test]
