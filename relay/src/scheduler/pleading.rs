@@ -52,6 +52,8 @@ impl Open {
 /// What another relay lacks.
 #[derive(Clone, Debug)]
 struct Heard {
+    /// The worker that passed it on: one that the other relay can use.
+    by: WorkerId,
     relay: Arc<str>,
     model: Arc<str>,
     n: u32,
@@ -59,6 +61,9 @@ struct Heard {
     since: Instant,
     number: u64,
     until: Instant,
+    /// What was given up for it, by worker. One that the other relay has lost gives the slot back to whoever gave it up:
+    /// more than all slots of a worker are not given up for one plea.
+    ceded: BTreeMap<WorkerIx, u32>,
 }
 
 /// See the module.
@@ -102,7 +107,17 @@ impl Scheduler {
         }
         if heard.len() < MOST_REMEMBERED {
             let (n, since) = (n.min(MOST_PLEADED), now.checked_sub(age).unwrap_or(now));
-            heard.push(Heard { relay, model, n, band, since, number, until: now + RENEWAL_INTERVAL });
+            heard.push(Heard {
+                by: worker,
+                relay,
+                model,
+                n,
+                band,
+                since,
+                number,
+                until: now + RENEWAL_INTERVAL,
+                ceded: BTreeMap::new(),
+            });
             // Of equal age the first to be heard goes first.
             heard.sort_by_key(|heard| (Reverse(heard.band), heard.since));
             self.borrowing.dirty = true;
@@ -116,11 +131,12 @@ impl Scheduler {
         for plea in &mut heard {
             let mut ceded: BTreeMap<WorkerIx, u32> = BTreeMap::new();
             while plea.n > 0
-                && let Some(worker) = self.spare(&plea.model)
+                && let Some(worker) = self.spare(plea, now)
             {
                 plea.n -= self.workers[worker].recall(1);
                 self.restate(worker);
                 *ceded.entry(worker).or_default() += 1;
+                *plea.ceded.entry(worker).or_default() += 1;
             }
             for (worker, n) in ceded {
                 let (worker, relay) = (self.workers[worker].id, plea.relay.clone());
@@ -131,12 +147,25 @@ impl Scheduler {
         self.pleading.heard = heard;
     }
 
-    /// A worker with an unspent credit for a model, the one that would be used last here. What waits for the model
-    /// cannot use it, or it would have been spent.
-    fn spare(&self, model: &str) -> Option<WorkerIx> {
-        let shares = |worker: WorkerIx| self.workers[worker].pleas && self.borrowing.is_lender(worker);
-        let pools = self.models.pools(self.models.find(model));
-        pools.into_iter().find_map(|pool| pool.last_free(shares))
+    /// A worker with an unspent credit for what lacks: the one that would be used last here, or the one by which the plea
+    /// came when something has waited for long, since others may be out of reach of whoever pleads. What waits here for the
+    /// model cannot use it, or it would have been spent.
+    fn spare(&self, plea: &Heard, now: Instant) -> Option<WorkerIx> {
+        let model = self.models.find(&plea.model);
+        let shares = |worker: WorkerIx| {
+            let ceded = plea.ceded.get(&worker).copied().unwrap_or(0);
+            ceded < self.workers[worker].slots()
+                && self.workers[worker].pleas
+                && self.borrowing.is_lender(worker)
+        };
+        let serves = |worker: WorkerIx| {
+            self.workers[worker].serves.iter().any(|&serves| serves == ANY || Some(serves) == model)
+        };
+        let by = self.workers.find(plea.by).filter(|_| now >= plea.since + RENEWAL_INTERVAL);
+        by.filter(|&by| self.workers[by].is_free() && shares(by) && serves(by)).or_else(|| {
+            let pools = self.models.pools(model);
+            pools.into_iter().find_map(|pool| pool.last_free(shares))
+        })
     }
 
     /// Pleads for what lacks and was not pleaded for, and takes back what is not needed any more.

@@ -105,7 +105,7 @@ fn a_plea_that_brought_nothing_is_renewed_and_stands_for_all_that_waits() {
 
 #[test]
 fn what_is_to_spare_is_ceded_at_once_and_the_last_choice_first() {
-    let mut world = World::pleading([W1, W2]);
+    let mut world = World::pleading([W1, W2, W3]);
     for worker in [W1, W2] {
         world.grant(worker, 1);
     }
@@ -113,9 +113,30 @@ fn what_is_to_spare_is_ceded_at_once_and_the_last_choice_first() {
     assert_eq!(first, W1);
     world.finish(1);
     world.grant(W1, 1);
-    assert_eq!(world.hear(W2, plea("b", 1, 0)), [cedes(W1, "b")], "the one that was used last");
+    assert_eq!(world.hear(W3, plea("b", 1, 0)), [cedes(W1, "b")], "the one that was used last");
     assert_eq!(workers(&world.submit(request(2))), [W2]);
     assert_eq!(world.submit(request(3)).len(), 1, "it lacks a slot now");
+}
+
+#[test]
+fn for_what_has_waited_long_credits_of_the_worker_by_which_the_plea_came_are_ceded_first() {
+    let mut world = World::pleading([W1, W2, W3]);
+    for worker in [W1, W2, W3] {
+        world.grant(worker, 1);
+    }
+    assert_eq!(world.hear(W2, plea("b", 1, 250)), [cedes(W2, "b")], "others may be out of reach there");
+    assert_eq!(world.hear(W1, plea("b", 1, 249)), [cedes(W3, "b")]);
+}
+
+#[test]
+fn a_slot_that_comes_back_at_once_is_given_up_for_the_next_plea() {
+    let mut world = World::pleading([W1, W2]);
+    world.grant(W1, 1);
+    assert_eq!(world.hear(W2, plea("lost by W1", 64, 20)), [cedes(W1, "lost by W1")]);
+    world.hear(W2, plea("b", 1, 10));
+    assert_eq!(world.grant(W1, 1), [cedes(W1, "b")]);
+    assert_eq!(world.grant(W1, 1), []);
+    assert_eq!(world.grant(W2, 1), [cedes(W2, "lost by W1")]);
 }
 
 #[test]
