@@ -67,17 +67,19 @@
 //! A relay with which pleas are in force is told only of idle slots with relays that do not hear its pleas.
 //!
 //! # What a relay does
-//! It dispatches while it has credits. Which of them lie idle only it knows for sure: a worker learns of a request when it
-//! arrives, and another relay later still. So a relay that lacks slots does not guess where there are some, it **pleads**,
-//! by a worker that serves the model: by the same one until nothing waits any more or the plea is renewed, then by the next.
-//! Where there are more relays than hear a plea, it says again after 50 ms what lacks still, and others hear it. A relay that hears a plea cedes what it has idle for the
-//! model, of any worker, and remembers the rest for 250 ms: a credit that comes to it and that nothing waits for it cedes
-//! at once, to the plea of the highest band, then of the oldest request. What it gets and needs no more it cedes likewise. For
-//! a request that has waited for 250 ms it cedes credits of the worker by which the plea came first, since others may be out
-//! of reach where the plea came from; and for one plea no more of a worker than all its slots, since a slot that is ceded for
-//! a relay which is not connected there comes back. A relay pleads for each request that begins to wait, for [`MOST_PLEADED`] slots at most; a plea that brought nothing for
-//! 250 ms it renews, and until something comes that one stands for all that waits. When nothing waits any more it takes
-//! its pleas back. It does not act on a plea that came by a worker which does not serve the model.
+//! It dispatches while it has credits. Which of them lie idle only it knows for sure: a worker learns of a request when
+//! it arrives, and another relay later still. So a relay that lacks slots does not guess where there are some, it
+//! **pleads**, by a worker that serves the model: by the same one until nothing waits any more or the plea is renewed,
+//! then by the next. Where there are more relays than hear a plea, it says again after 50 ms what lacks still, and
+//! others hear it. A relay that hears a plea cedes what it has idle for the model, of any worker, and remembers the
+//! rest for 250 ms: a credit that comes to it and that nothing waits for it cedes at once, to the plea of the highest
+//! band, then of the oldest request. What it gets and needs no more it cedes likewise. For a request that has waited
+//! for 250 ms it cedes credits of the worker by which the plea came first, since others may be out of reach where the
+//! plea came from; and for one plea no more of a worker than all its slots, since a slot that is ceded for a relay
+//! which is not connected there comes back. A relay pleads for each request that begins to wait, for [`MOST_PLEADED`]
+//! slots at most; a plea that brought nothing for 250 ms it renews, and until something comes that one stands for all
+//! that waits. When nothing waits any more it takes its pleas back. It does not act on a plea that came by a worker
+//! which does not serve the model.
 //!
 //! An idle slot of any worker so reaches a queued request in four steps (`plea` twice, `cede`, `grant`): two round trips.
 //! Since each relay gives away its own credits, two that lack slots at the same time are not promised the same one.
