@@ -21,6 +21,9 @@ use super::workers::WorkerIx;
 /// How long those who heard a plea have before others hear what lacks still: two round trips of most fleets.
 const PATIENCE: Duration = Duration::from_millis(50);
 
+/// How long it is remembered what a relay was given.
+const GIVEN_FOR: Duration = Duration::from_secs(1);
+
 /// Pleas of others that are remembered. Each relay that waits has a few for each model.
 const MOST_REMEMBERED: usize = 1024;
 
@@ -71,6 +74,8 @@ struct Heard {
 pub(super) struct Pleading {
     open: BTreeMap<ModelIx, Open>,
     heard: Vec<Heard>,
+    /// Slots that were given up for a relay, by worker, and when the first of them was. See [`Scheduler::cede`].
+    given: BTreeMap<(Arc<str>, WorkerIx), (u32, Instant)>,
     /// The worker that passed the last plea on.
     last: WorkerIx,
     /// Counts the pleas.
@@ -86,6 +91,7 @@ impl Pleading {
     pub(super) fn forget(&mut self) {
         self.open.clear();
         self.heard.clear();
+        self.given.clear();
     }
 }
 
@@ -124,37 +130,49 @@ impl Scheduler {
         }
     }
 
-    /// Cedes what is to spare here to those who lack it: highest band first, then the oldest request.
+    /// Cedes what is to spare here to those who lack it: highest band first, then the oldest request. Slots of a worker that
+    /// the oldest has lost come back here, for as long as it pleads: once it was given all slots of a worker, the others go
+    /// first there.
     pub(super) fn cede(&mut self, now: Instant) {
         let mut heard = std::mem::take(&mut self.pleading.heard);
         heard.retain(|heard| heard.until > now);
-        for plea in &mut heard {
-            let mut ceded: BTreeMap<WorkerIx, u32> = BTreeMap::new();
-            while plea.n > 0
-                && let Some(worker) = self.spare(plea, now)
-            {
-                plea.n -= self.workers[worker].recall(1);
-                self.restate(worker);
-                *ceded.entry(worker).or_default() += 1;
-                *plea.ceded.entry(worker).or_default() += 1;
-            }
-            for (worker, n) in ceded {
-                let (worker, relay) = (self.workers[worker].id, plea.relay.clone());
-                self.actions.push_back(Action::Cede { worker, n, relay });
-            }
+        self.pleading.given.retain(|_, (_, since)| now < *since + GIVEN_FOR);
+        for are_all in [false, true] {
+            heard.iter_mut().for_each(|plea| self.cede_to(plea, are_all, now));
         }
         heard.retain(|heard| heard.n > 0);
         self.pleading.heard = heard;
     }
 
+    /// Cedes what one relay lacks: at workers of which it was not given all slots just before, or at all of them.
+    fn cede_to(&mut self, plea: &mut Heard, are_all: bool, now: Instant) {
+        let mut ceded: BTreeMap<WorkerIx, u32> = BTreeMap::new();
+        while plea.n > 0
+            && let Some(worker) = self.spare(plea, are_all, now)
+        {
+            plea.n -= self.workers[worker].recall(1);
+            self.restate(worker);
+            *ceded.entry(worker).or_default() += 1;
+            *plea.ceded.entry(worker).or_default() += 1;
+            self.pleading.given.entry((plea.relay.clone(), worker)).or_insert((0, now)).0 += 1;
+        }
+        for (worker, n) in ceded {
+            let (worker, relay) = (self.workers[worker].id, plea.relay.clone());
+            self.actions.push_back(Action::Cede { worker, n, relay });
+        }
+    }
+
     /// A worker with an unspent credit for what lacks: the one that would be used last here, or the one by which the plea
     /// came when something has waited for long, since others may be out of reach of whoever pleads. What waits here for the
     /// model cannot use it, or it would have been spent.
-    fn spare(&self, plea: &Heard, now: Instant) -> Option<WorkerIx> {
+    fn spare(&self, plea: &Heard, are_all: bool, now: Instant) -> Option<WorkerIx> {
         let model = self.models.find(&plea.model);
         let shares = |worker: WorkerIx| {
             let ceded = plea.ceded.get(&worker).copied().unwrap_or(0);
-            ceded < self.workers[worker].slots()
+            let given = self.pleading.given.get(&(plea.relay.clone(), worker)).map_or(0, |(given, _)| *given);
+            let slots = self.workers[worker].slots();
+            ceded < slots
+                && (are_all || given < slots)
                 && self.workers[worker].pleas
                 && self.borrowing.is_lender(worker)
         };
