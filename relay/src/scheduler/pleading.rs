@@ -24,6 +24,10 @@ const PATIENCE: Duration = Duration::from_millis(50);
 /// How long it is remembered what a relay was given.
 const GIVEN_FOR: Duration = Duration::from_secs(1);
 
+/// What a relay may be given at any worker before others go first there: the one slot of a worker may well come free and be
+/// given up twice in that time.
+const LEAST_GIVEN: u32 = 3;
+
 /// Pleas of others that are remembered. Each relay that waits has a few for each model.
 const MOST_REMEMBERED: usize = 1024;
 
@@ -131,8 +135,8 @@ impl Scheduler {
     }
 
     /// Cedes what is to spare here to those who lack it: highest band first, then the oldest request. Slots of a worker that
-    /// the oldest has lost come back here, for as long as it pleads: once it was given all slots of a worker, the others go
-    /// first there.
+    /// the oldest has lost come back here, for as long as it pleads: once it was given all slots of a worker, and not just a
+    /// few, the others go first there.
     pub(super) fn cede(&mut self, now: Instant) {
         let mut heard = std::mem::take(&mut self.pleading.heard);
         heard.retain(|heard| heard.until > now);
@@ -144,7 +148,7 @@ impl Scheduler {
         self.pleading.heard = heard;
     }
 
-    /// Cedes what one relay lacks: at workers of which it was not given all slots just before, or at all of them.
+    /// Cedes what one relay lacks: at workers of which it was not given too much just before, or at all of them.
     fn cede_to(&mut self, plea: &mut Heard, are_all: bool, now: Instant) {
         let mut ceded: BTreeMap<WorkerIx, u32> = BTreeMap::new();
         while plea.n > 0
@@ -172,7 +176,7 @@ impl Scheduler {
             let given = self.pleading.given.get(&(plea.relay.clone(), worker)).map_or(0, |(given, _)| *given);
             let slots = self.workers[worker].slots();
             ceded < slots
-                && (are_all || given < slots)
+                && (are_all || given < slots.max(LEAST_GIVEN))
                 && self.workers[worker].pleas
                 && self.borrowing.is_lender(worker)
         };
