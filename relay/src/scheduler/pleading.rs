@@ -136,13 +136,15 @@ impl Scheduler {
 
     /// Cedes what is to spare here to those who lack it: highest band first, then the oldest request. Slots of a worker that
     /// the oldest has lost come back here, for as long as it pleads: once it was given all slots of a worker, and not just a
-    /// few, the others go first there.
+    /// few, the others of its band go first there.
     pub(super) fn cede(&mut self, now: Instant) {
         let mut heard = std::mem::take(&mut self.pleading.heard);
         heard.retain(|heard| heard.until > now);
         self.pleading.given.retain(|_, (_, since)| now < *since + GIVEN_FOR);
-        for are_all in [false, true] {
-            heard.iter_mut().for_each(|plea| self.cede_to(plea, are_all, now));
+        for band in heard.chunk_by_mut(|one, next| one.band == next.band) {
+            for are_all in [false, true] {
+                band.iter_mut().for_each(|plea| self.cede_to(plea, are_all, now));
+            }
         }
         heard.retain(|heard| heard.n > 0);
         self.pleading.heard = heard;

@@ -183,6 +183,22 @@ fn pleas_go_by_band_then_by_age_and_after_what_waits_here() {
 }
 
 #[test]
+fn others_of_its_band_go_before_who_was_given_much_and_those_of_lower_bands_do_not() {
+    let urgent = |relay| Plea { band: 1, ..plea(relay, 1, 0) };
+    let mut world = World::pleading([W1]);
+    for _ in 0..3 {
+        world.hear(W1, urgent("lost"));
+        assert!(world.grant(W1, 1).contains(&cedes(W1, "lost")));
+    }
+    world.hear(W1, urgent("lost"));
+    world.hear(W1, plea("lower", 1, 0));
+    world.hear(W1, urgent("equal"));
+    for next in ["equal", "lost", "lower"] {
+        assert!(world.grant(W1, 1).contains(&cedes(W1, next)), "{next}");
+    }
+}
+
+#[test]
 fn busy_slots_are_claimed_at_once_where_another_band_waits() {
     let mut world = World::pleading([W1, W2]);
     world.hear(W1, plea("b", 5, 1000));
