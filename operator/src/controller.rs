@@ -224,7 +224,62 @@ where
 
 #[cfg(test)]
 mod tests {
+    use kube::runtime::{reflector, watcher};
+
     use super::*;
+    use crate::api::ModelRelay;
+    use crate::cache::Scope;
+    use crate::resync::resync;
+
+    /// Its API server is never asked for anything.
+    fn context(scope: Scope) -> Arc<Context> {
+        let client = Client::try_from(kube::Config::new("http://127.0.0.1:9".parse().unwrap())).unwrap();
+        let (caches, _) = caches(&client, &scope);
+        let triggers = Arc::new(Triggers::new(&scope));
+        let options = Options {
+            scope,
+            pod_name: None,
+            namespace: String::from("modelrelay-system"),
+            relay_image: String::from("relay"),
+            worker_image: String::from("worker"),
+            image_pull_secrets: Vec::new(),
+        };
+        Arc::new(Context::new(client, Arc::new(caches), triggers, options, Metrics::new()))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_as_it_should_be_is_looked_at_again_every_ten_minutes_or_so() {
+        static LOOKS: Mutex<BTreeMap<String, Vec<Instant>>> = Mutex::new(BTreeMap::new());
+        async fn look(relay: Arc<ModelRelay>, _: Arc<Context>) -> Result<Action, ReconcileError> {
+            LOOKS.lock().unwrap().entry(relay.name_any()).or_default().push(Instant::now());
+            Ok(Action::requeue(resync()))
+        }
+        let context = context(Scope::Cluster);
+        let (store, mut writer) = reflector::store();
+        writer.apply_watcher_event(&watcher::Event::Init);
+        for n in 0..50 {
+            let mut relay = ModelRelay::new(&format!("relay-{n}"), Default::default());
+            relay.metadata.namespace = Some(String::from("default"));
+            context.triggers.relay("default", &relay.name_any());
+            writer.apply_watcher_event(&watcher::Event::InitApply(relay));
+        }
+        writer.apply_watcher_event(&watcher::Event::InitDone);
+        let stop = CancellationToken::new();
+        let (stores, queues) = ([store], context.triggers.relay_queues());
+        let an_hour = timeout(Duration::from_secs(3600), drive(&context, &stores, queues, look, &stop));
+        assert!(an_hour.await.is_err(), "it goes on");
+        let looks = LOOKS.lock().unwrap();
+        assert_eq!(looks.len(), 50);
+        for times in looks.values() {
+            assert!(times.len() >= 6, "{times:?}");
+            for gap in times.windows(2).map(|pair| pair[1] - pair[0]) {
+                assert!((539..=661).contains(&gap.as_secs()), "{gap:?}");
+            }
+        }
+        let seconds: std::collections::BTreeSet<_> =
+            looks.values().map(|times| (times[1] - times[0]).as_secs()).collect();
+        assert!(seconds.len() > 20, "they do not come together: {seconds:?}");
+    }
 
     #[test]
     fn waits_double_up_to_a_limit_that_is_short_during_an_outage() {

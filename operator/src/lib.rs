@@ -23,6 +23,7 @@
 //! | [`pod_template`] | a user's pod template over a generated one |
 //! | [`rbac`] | what the operator may do |
 //! | [`relay_client`] | questions to relays and workers |
+//! | `resync` | when what is as it should be is looked at again |
 //! | [`triggers`] | what is looked at next |
 //! | [`worker_pool`] | the reconciler of `WorkerPool` |
 //! | [`metrics`] | what is counted |
@@ -50,6 +51,7 @@ pub mod options;
 pub mod pod_template;
 pub mod rbac;
 pub mod relay_client;
+mod resync;
 mod same;
 pub mod triggers;
 pub mod worker_pool;

@@ -16,6 +16,7 @@ use crate::context::Context;
 use crate::error::ReconcileError;
 use crate::generated::token_of;
 use crate::naming::{self, PAUSED, Part};
+use crate::resync::resync;
 
 pub mod access;
 pub mod apply;
@@ -36,9 +37,6 @@ use observe::Observing;
 use pods::RelayPod;
 use status::{Outcome, PodOutcome, SpecOutcome};
 use validate::Problem;
-
-/// How often a relay is looked at though nothing happened, give or take a tenth.
-const RESYNC: Duration = Duration::from_secs(600);
 
 /// Converges one relay, and says in its status what became of it.
 ///
@@ -101,10 +99,6 @@ async fn look(relay: &ModelRelay, ctx: &Context, memory: &mut Memory) -> Result<
         Some(error) => Err(error),
         None => Ok(Action::requeue(next?.unwrap_or_else(resync))),
     }
-}
-
-fn resync() -> Duration {
-    RESYNC.mul_f64(rand::random_range(0.9..=1.1))
 }
 
 /// How far the spec was carried out.

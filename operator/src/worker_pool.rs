@@ -42,6 +42,7 @@ use crate::context::{CallError, Context};
 use crate::error::ReconcileError;
 use crate::generated::{sha256, token_of};
 use crate::naming::{ENGINE_REVISION, FIELD_MANAGER, PAUSED, pool as names, relay as relay_names};
+use crate::resync::resync;
 use crate::triggers::relay_of;
 
 use apply::{Stop, Written};
@@ -51,8 +52,6 @@ use rollout::{Plan, Wanted};
 use status::{Facts, Outcome, Progress, SetCounts, Trouble, Worth};
 use validate::{Backend, Managed, Valid};
 
-/// Everything is looked at so often, even when nothing seems to happen.
-const RESYNC: Duration = Duration::from_secs(600);
 /// What only somebody else's change can help with, without being watched, is looked at so often.
 const REFUSED_RETRY: Duration = Duration::from_secs(60);
 /// While something goes on that is not watched.
@@ -85,8 +84,8 @@ pub async fn reconcile(pool: Arc<WorkerPool>, ctx: Arc<Context>) -> Result<Actio
         return Err(error);
     }
     reported?;
-    let jittered = RESYNC.mul_f64(rand::random_range(0.9..1.1));
-    Ok(Action::requeue(turn.again.map_or(jittered, |again| again.min(jittered))))
+    let next = resync();
+    Ok(Action::requeue(turn.again.map_or(next, |again| again.min(next))))
 }
 
 /// What one pass came to.

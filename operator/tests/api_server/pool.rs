@@ -24,7 +24,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
-use crate::support::{Place, eventually, options};
+use crate::support::{Place, eventually, is_content, options};
 
 /// The reconciler with the watches that it looks at.
 pub(crate) struct Rig {
@@ -203,7 +203,8 @@ async fn a_managed_pool_has_all_its_children_and_is_written_once() {
     assert!(message.contains("nvidia.com/gpu.present=true"), "{message}");
     let before = rig.versions().await;
     for _ in 0..3 {
-        rig.turn().await.unwrap();
+        let next = rig.turn().await.unwrap();
+        assert!(is_content(&next), "{next:?}");
     }
     assert_eq!(rig.versions().await, before);
     // Defaults that are spelled out are a new generation of the pool and nothing else.

@@ -8,6 +8,7 @@ use dev_cluster::{ControlPlane, Namespace, Options, Tools};
 use k8s_openapi::NamespaceResourceScope;
 use kube::api::{Patch, PatchParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::runtime::controller::Action;
 use kube::{Api, Client, Config, Resource};
 use modelrelay_operator::api::schema;
 use modelrelay_operator::cache::Scope;
@@ -155,6 +156,15 @@ impl Drop for RunningOperator {
         self.stop.cancel();
         self.task.abort();
     }
+}
+
+/// Whether a reconcile wants to look again as late as one does that is content: in ten minutes, give or take one. What an
+/// `Action` holds is told by its `Debug` alone.
+pub(crate) fn is_content(action: &Action) -> bool {
+    let shown = format!("{action:?}");
+    let seconds = shown.split_once("Some(").and_then(|(_, rest)| rest.split_once("s)"));
+    let seconds = seconds.and_then(|(seconds, _)| seconds.parse().ok());
+    seconds.is_some_and(|seconds: f64| (540.0..=660.0).contains(&seconds))
 }
 
 /// Asks `look` again and again until it finds something.

@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use std::sync::Arc;
 
 use super::rig::{Rig, relay};
-use crate::support::eventually;
+use crate::support::{eventually, is_content};
 
 /// Name and owner's UID of every child of one kind.
 async fn owned<K: Watched>(rig: &Rig, uid: &str) -> BTreeSet<String> {
@@ -72,7 +72,8 @@ async fn a_relay_has_all_its_children_and_is_written_once() {
     let writes = rig
         .writes(async || {
             for _ in 0..3 {
-                rig.turn().await.unwrap();
+                let next = rig.turn().await.unwrap();
+                assert!(is_content(&next), "{next:?}");
             }
         })
         .await;
