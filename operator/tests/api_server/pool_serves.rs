@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 
 use crate::pool::{Rig, delete_node, node, on_test_nodes};
 use crate::pool_pods::{Running, pods, runs};
-use crate::relay::process::{Relay, Worker};
+use crate::relay::process::{Relay, Worker, address};
 use crate::support::{RunningOperator, eventually};
 
 /// The one pod of the relay, and what a kubelet does for it.
@@ -191,6 +191,53 @@ async fn a_credential_of_the_operators_own_is_rotated_without_a_lost_stream() {
     })
     .await;
     worker.worker.kill().await;
+    operator.stop().await;
+    delete_node(&rig, &name).await;
+}
+
+#[tokio::test]
+async fn where_no_relay_can_be_asked_ready_pods_of_the_daemon_set_count_until_one_can() {
+    let Some(rig) = Rig::new("unasked").await else { return };
+    let name = format!("{}-n", rig.place.name());
+    node(&rig, &name).await;
+    let operator = operator(&rig);
+    rig.relay(json!({ "replicas": 1 })).await;
+    rig.pool(json!({
+        "relayRef": { "name": "main" },
+        "backend": { "url": "http://127.0.0.1:8000" },
+        "managed": on_test_nodes(&rig),
+    }))
+    .await;
+    let available = async |wanted: &str| {
+        eventually(&format!("Available to be {wanted}"), async || {
+            let (words, message) = rig.condition("Available").await;
+            (words == wanted).then_some(message)
+        })
+        .await
+    };
+    let counts = async || {
+        let status = rig.place.api::<WorkerPool>().get("gpu").await.unwrap().status.unwrap();
+        (status.connected, status.ready, status.desired)
+    };
+    // A relay's pod is Ready, and nobody answers there.
+    let relay = eventually("the relay's pod", async || pods(&rig, "relay").await.into_values().next()).await;
+    runs(&rig, &relay, address()).await;
+    available("False/NoReadyWorker").await;
+    let worker =
+        eventually("the worker's pod", async || pods(&rig, "worker").await.into_values().next()).await;
+    runs(&rig, &worker, address()).await;
+    let message = available("True/Available").await;
+    assert!(message.contains("no relay can be asked"), "{message}");
+    assert_eq!(counts().await, (None, None, Some(1)), "what nobody can be asked for is left out");
+
+    // A relay that answers knows better: this worker has no session with it.
+    let Some(mut kubelet) = Kubelet::start(&rig).await else { return };
+    kubelet.until("Available", "False/NoReadyWorker").await;
+    eventually("the relay's counts", async || {
+        kubelet.sync().await;
+        (counts().await == (Some(0), Some(0), Some(1))).then_some(())
+    })
+    .await;
     operator.stop().await;
     delete_node(&rig, &name).await;
 }
