@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use dev_cluster::proxy::{Call, Fault, Proxy, Rule, Verb};
+use k8s_openapi::ByteString;
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::core::v1::{Secret, Service, ServiceAccount};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
@@ -12,6 +13,7 @@ use kube::ResourceExt as _;
 use kube::api::ListParams;
 use modelrelay_operator::api::{ModelRelay, WorkerPool};
 use modelrelay_operator::cache::{Scope, Watched};
+use modelrelay_operator::generated::sha256;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep, timeout};
 
@@ -25,23 +27,35 @@ fn relay() -> Value {
         "apiVersion": "modelrelay.io/v1alpha1",
         "kind": "ModelRelay",
         "metadata": { "name": "main" },
-        "spec": { "replicas": 2, "models": [{ "name": "alias", "targets": [{ "model": "m" }] }] },
+        "spec": {
+            "replicas": 2,
+            "models": [{ "name": "alias", "targets": [{ "model": "m" }] }],
+            "exposure": { "externalURL": "https://relay.example.com" },
+        },
     })
 }
 
-fn pool(name: &str) -> Value {
+fn pool(spec: &Value) -> Value {
     json!({
         "apiVersion": "modelrelay.io/v1alpha1",
         "kind": "WorkerPool",
-        "metadata": { "name": name },
-        "spec": {
-            "relayRef": { "name": "main" },
-            "backend": { "container": {
-                "image": "registry.example/engine:1",
-                "ports": [{ "name": "http", "containerPort": 8000 }],
-            } },
-        },
+        "metadata": { "name": "gpu" },
+        "spec": spec,
     })
+}
+
+fn with_engine() -> Value {
+    json!({
+        "relayRef": { "name": "main" },
+        "backend": { "container": {
+            "image": "registry.example/engine:1",
+            "ports": [{ "name": "http", "containerPort": 8000 }],
+        } },
+    })
+}
+
+fn external() -> Value {
+    json!({ "relayRef": { "name": "main" }, "type": "External" })
 }
 
 /// A namespace whose operators go through a proxy.
@@ -63,9 +77,14 @@ impl Faulty {
         RunningOperator::start(client(&kubeconfig).await, scope)
     }
 
+    /// A relay, and a pool with an engine.
     async fn apply_both(&self) {
+        self.apply_with(&with_engine()).await;
+    }
+
+    async fn apply_with(&self, pool_spec: &Value) {
         self.place.apply::<ModelRelay>(&relay()).await;
-        self.place.apply::<WorkerPool>(&pool("gpu")).await;
+        self.place.apply::<WorkerPool>(&pool(pool_spec)).await;
     }
 
     fn writes(&self) -> usize {
@@ -89,6 +108,28 @@ impl Faulty {
 
     async fn world(&self) -> BTreeMap<String, Value> {
         world(&self.place).await
+    }
+
+    /// What the operator has made up so far, by the Secret that holds it. A command holds the same token.
+    async fn tokens(&self) -> BTreeMap<String, String> {
+        let text = |bytes: ByteString| String::from_utf8(bytes.0).unwrap();
+        let mut tokens = BTreeMap::new();
+        for secret in self.place.api::<Secret>().list(&ListParams::default()).await.unwrap() {
+            let (name, mut data) = (secret.name_any(), secret.data.unwrap_or_default());
+            let Some(token) = data.remove("token").map(text) else { continue };
+            for command in ["command", "dockerCommand"].into_iter().filter_map(|key| data.remove(key)) {
+                assert!(text(command).contains(&token), "{name}: the command has another token");
+            }
+            tokens.insert(name, token);
+        }
+        tokens
+    }
+
+    /// What relays are told of the credentials of pools: a hash.
+    async fn settings_hold(&self, token: &str) -> bool {
+        let settings = self.place.api::<Secret>().get("main-relay-settings").await.unwrap();
+        let hash = sha256(token).to_hex();
+        settings.data.unwrap()["relay.yaml"].0.windows(hash.len()).any(|part| part == hash.as_bytes())
     }
 }
 
@@ -138,15 +179,25 @@ fn essence<K: Watched>(child: &K) -> Value {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_at_any_write_it_ends_up_where_an_undisturbed_run_does() {
+    killed_at_any_write(&with_engine(), 14, "DaemonSet/gpu-engine").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_at_any_write_of_a_pool_outside_it_makes_one_join_credential() {
+    killed_at_any_write(&external(), 9, "Secret/gpu-join").await;
+}
+
+/// All children of both are written, this one of the pool's among them.
+async fn killed_at_any_write(pool_spec: &Value, children: usize, last: &str) {
     let Some(undisturbed) = Faulty::new().await else { return };
-    undisturbed.apply_both().await;
+    undisturbed.apply_with(pool_spec).await;
     let operator = undisturbed.operator().await;
     let writes = undisturbed.settle().await;
     let expected = undisturbed.world().await;
-    assert!(expected.len() >= 14, "{:?}", expected.keys());
+    assert!(expected.len() >= children && expected.contains_key(last), "{:?}", expected.keys());
     drop(operator);
     for fault in [Fault::BreakBefore, Fault::BreakAfter] {
-        let runs = (1..=writes).map(|n| killed_at(fault, n, writes, &expected));
+        let runs = (1..=writes).map(|n| killed_at(fault, n, pool_spec, writes, &expected));
         // A few at a time: the machine is small.
         let mut runs = futures_util::StreamExt::buffer_unordered(futures_util::stream::iter(runs), 6);
         while futures_util::StreamExt::next(&mut runs).await.is_some() {}
@@ -162,9 +213,15 @@ fn difference<'a>(
 }
 
 /// The operator dies with the `n`-th write, before or after the API server has done it.
-async fn killed_at(fault: Fault, n: usize, undisturbed: usize, expected: &BTreeMap<String, Value>) {
+async fn killed_at(
+    fault: Fault,
+    n: usize,
+    pool_spec: &Value,
+    undisturbed: usize,
+    expected: &BTreeMap<String, Value>,
+) {
     let faulty = Faulty::new().await.unwrap();
-    faulty.apply_both().await;
+    faulty.apply_with(pool_spec).await;
     let mut hits = faulty.proxy.add(Rule::new(fault, counts).nth(u64::try_from(n).unwrap()));
     let operator = faulty.operator().await;
     // The last status may need no write of its own when others came together.
@@ -172,8 +229,19 @@ async fn killed_at(fault: Fault, n: usize, undisturbed: usize, expected: &BTreeM
     operator.kill().await;
     assert!(hit.is_ok() || n + 2 > undisturbed, "write {n} of {undisturbed} never came");
     faulty.proxy.clear();
+    let made_up = faulty.tokens().await;
     let _operator = faulty.operator().await;
     faulty.settle().await;
+    for (name, token) in faulty.tokens().await {
+        let before = made_up.get(&name);
+        assert!(
+            before.is_none_or(|before| *before == token),
+            "{name} is another after write {n} ({fault:?})"
+        );
+        if !name.ends_with("-admin") {
+            assert!(faulty.settings_hold(&token).await, "{name} lets nobody in after write {n} ({fault:?})");
+        }
+    }
     let found = faulty.world().await;
     let differing = difference(&found, expected);
     assert!(differing.is_empty(), "killed at write {n} ({fault:?}): {differing:?}");
