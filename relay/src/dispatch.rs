@@ -8,18 +8,20 @@
 //! Locks nest in one order: dispatcher, session, pipe. Response bytes never come here; only a response's first byte
 //! and its end do.
 
+mod running;
 mod work;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use modelrelay_protocol::codec::StreamId;
 use modelrelay_protocol::frame::{CancelReason, ToWorker};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+pub use self::running::RunLimits;
+use self::running::{Assigned, Running};
 pub use self::work::{BodyBudget, BodyPermit, Work};
 use crate::http::error::RelayError;
 use crate::metrics::{Cancelled, Metrics, Origin};
@@ -35,36 +37,6 @@ const SWEEP_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Requests for which there is room at all times.
 const KEPT_CAPACITY: usize = 256;
-
-/// Limits of time for requests that run.
-#[derive(Clone, Copy, Debug)]
-pub struct RunLimits {
-    /// From dispatch to the first byte of the body; `None` is unbounded.
-    pub first_byte: Option<Duration>,
-    /// Silence of the worker after the first byte while the client waits; `None` is unbounded.
-    pub stream_idle: Option<Duration>,
-}
-
-struct Running {
-    pipe: Arc<Pipe>,
-    /// Held until the first byte of the answer: until then the request may move.
-    work: Option<Arc<Work>>,
-    request_id: Arc<str>,
-    model: Arc<str>,
-    tenant: Arc<str>,
-    priority: Arc<str>,
-    /// Why the last worker that had it could not answer.
-    last_error: Option<RelayError>,
-    deadline: Option<Instant>,
-    submitted: Instant,
-    assigned: Option<Assigned>,
-}
-
-struct Assigned {
-    worker: WorkerId,
-    stream: StreamId,
-    since: Instant,
-}
 
 struct Inner {
     scheduler: Scheduler,
@@ -596,25 +568,6 @@ fn dispatch(inner: &mut Inner, request: RequestKey, worker: WorkerId, target: us
     running.pipe.attempt(Attempt { worker: session.name.clone(), dispatched: since });
     let stream = session.dispatch(request, work, target, running.pipe.clone());
     running.assigned = Some(Assigned { worker, stream, since });
-}
-
-impl Running {
-    fn is_at(&self, worker: WorkerId) -> bool {
-        self.assigned.as_ref().is_some_and(|assigned| assigned.worker == worker)
-    }
-
-    fn over(&self, now: Instant, limits: RunLimits) -> Option<RelayError> {
-        if self.deadline.is_some_and(|deadline| now >= deadline) {
-            return Some(RelayError::DeadlineExceeded);
-        }
-        let assigned = self.assigned.as_ref()?;
-        if self.work.is_some() {
-            let over = limits.first_byte.is_some_and(|limit| now >= assigned.since + limit);
-            return over.then_some(RelayError::BackendTimeout);
-        }
-        let silent = self.pipe.silent_since()?;
-        limits.stream_idle.is_some_and(|limit| now >= silent + limit).then_some(RelayError::BackendTimeout)
-    }
 }
 
 #[allow(clippy::disallowed_methods, reason = "replicas agree on whom to ask by the time of day")]
