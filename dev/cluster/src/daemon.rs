@@ -38,7 +38,7 @@ impl Daemon {
     /// Waits until `ready` finds something.
     ///
     /// # Errors
-    /// When the process ends, or nothing was found within `limit`; with the end of the log.
+    /// When the process ends, or nothing was found within `limit`; with the end of the log. When waiting was given up.
     pub(crate) fn wait_ready<T>(
         &mut self,
         limit: Duration,
@@ -47,9 +47,14 @@ impl Daemon {
         let found = wait::until(&format!("{} is ready", self.name), limit, || {
             match self.child.try_wait().with_context(|| format!("look at {}", self.name))? {
                 Some(status) => bail!("{} ended with {status}", self.name),
+                None if wait::is_given_up() => bail!("interrupted"),
                 None => Ok(ready()),
             }
         });
+        if found.is_err() && wait::is_given_up() {
+            // Nothing is wrong with it.
+            return found;
+        }
         found.with_context(|| format!("the end of {}:\n{}", self.log.display(), tail(&self.log)))
     }
 

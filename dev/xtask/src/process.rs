@@ -33,7 +33,8 @@ pub(crate) fn interrupted() -> bool {
     INTERRUPTED.load(Ordering::SeqCst)
 }
 
-/// From now on, signals that ask to stop end all children, after which whoever waits for them returns.
+/// From now on, signals that ask to stop end all children, after which whoever waits for them returns, and nobody waits for
+/// a cluster to start.
 ///
 /// # Errors
 /// When the operating system refuses the handlers.
@@ -44,6 +45,7 @@ pub(crate) fn end_children_on_signals() -> Result<()> {
             // Politely first; a second signal does not wait.
             let signal = if INTERRUPTED.swap(true, Ordering::SeqCst) { Signal::KILL } else { Signal::TERM };
             groups().iter().for_each(|&group| signal_group(group, signal));
+            dev_cluster::wait::give_up();
         }
     });
     Ok(())
