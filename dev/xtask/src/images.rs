@@ -96,9 +96,8 @@ pub(crate) fn build(names: &[Name], profile: &str, builder: Option<Builder>) -> 
     let builder =
         builder.unwrap_or_else(|| if docker_answers() { Builder::Docker } else { Builder::Buildah });
     eprintln!("Building static programs; the first time takes minutes …");
-    let mut programs = Command::new(workspace::root().join("deploy/programs.sh"));
-    programs.current_dir(workspace::root()).env("PROFILE", profile).arg("target/image");
-    programs.args(names.iter().map(ToString::to_string));
+    let mut programs = workspace::script("deploy/programs.sh", ["target/image"]);
+    programs.env("PROFILE", profile).args(names.iter().map(ToString::to_string));
     process::run("deploy/programs.sh", &mut programs)?;
     fs::create_dir_all(folder()).context("create the folder of images")?;
     let commit = Commit::read()?;

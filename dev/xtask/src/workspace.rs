@@ -30,9 +30,18 @@ pub(crate) fn binaries(profile: &str) -> PathBuf {
 
 /// Prepares a Cargo command on the checkout.
 pub(crate) fn cargo<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Command {
-    let mut command = Command::new(env!("CARGO"));
+    of_its_own(Command::new(env!("CARGO")), arguments)
+}
+
+/// Prepares a script on the checkout that calls Cargo.
+pub(crate) fn script<'a>(path: &str, arguments: impl IntoIterator<Item = &'a str>) -> Command {
+    of_its_own(Command::new(root().join(path)), arguments)
+}
+
+/// What `cargo run` told this program about its own package is not true of the packages built next. There are build scripts
+/// that ask for it, and packages that are built again whenever it is another than before.
+fn of_its_own<'a>(mut command: Command, arguments: impl IntoIterator<Item = &'a str>) -> Command {
     command.current_dir(root()).args(arguments);
-    // What `cargo run` told this program about its own package is not true of the packages built next.
     for (name, _) in env::vars_os() {
         if name
             .to_str()
