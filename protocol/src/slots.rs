@@ -91,7 +91,7 @@
 //! cannot know before 61 ms. A request comes to C at 2 ms, of which A cannot know at 41 ms, nor B at 40 ms. The slot is at A
 //! at 80 ms and at C at 120 ms: C's request was queued for 99 ms after there was a slot for both, where two round trips are
 //! 80 ms. It begins at its worker at 140 ms, and no protocol could have it begin there within 100 ms. Several such in a row
-//! take longer; of 159,000 simulated requests 3 were queued so for more than 100 ms, the longest for 109 ms.
+//! take longer; of 155,515 simulated requests 3 were queued so for more than 100 ms, the longest for 109 ms.
 //!
 //! **Wants** remain for what pleas do not do. A relay that waits for 250 ms, or hears of a plea of another band than its own
 //! request, claims slots at the workers that serve the model, at most 64, also where all are busy: there the better claim
