@@ -16,21 +16,42 @@ const ONE_WAY: Duration = Duration::from_millis(20);
 const LENGTH: Duration = Duration::from_secs(15);
 const RUNS: Duration = Duration::from_secs(1);
 
+/// When the machine kept this process from running, as start and end.
+async fn stalls(until: Instant) -> Vec<(u64, u64)> {
+    const STEP: Duration = Duration::from_millis(5);
+    let mut stalls = Vec::new();
+    let mut due = Instant::now();
+    while due < until {
+        due = due.max(Instant::now()) + STEP;
+        sleep_until(due).await;
+        let late = due.elapsed();
+        if late > STEP {
+            let now = dev_backend::micros_now();
+            stalls.push((now - late.as_micros() as u64, now));
+        }
+    }
+    stalls
+}
+
 /// When a request has left its relay's queue, at the latest: the proxy holds it so long at least before it can begin.
 fn left_queue(one: &Served) -> u64 {
     one.began - u64::try_from(ONE_WAY.as_micros()).unwrap()
 }
 
-/// When the request was queued although a slot was idle that nobody else took before it did, as start and end: the longest
-/// such time.
-fn beside_idle(one: &Served, all: &[Served], slots: i64) -> (u64, u64) {
-    let taken = left_queue(one);
+fn began(one: &Served) -> u64 {
+    one.began
+}
+
+/// When the request waited although a slot was idle that nobody else took before it did, as start and end: the longest such
+/// time. `takes` says what ends a wait.
+fn beside_idle(one: &Served, all: &[Served], slots: i64, takes: fn(&Served) -> u64) -> (u64, u64) {
+    let taken = takes(one);
     // Idle slots, less the requests that wait as well and take one earlier.
     let mut changes: Vec<(u64, i64)> = vec![(0, slots)];
     for other in all {
-        changes.extend([(left_queue(other), -1), (other.ended, 1)]);
-        if left_queue(other) < taken {
-            changes.extend([(other.sent, -1), (left_queue(other), 1)]);
+        changes.extend([(takes(other), -1), (other.ended, 1)]);
+        if takes(other) < taken {
+            changes.extend([(other.sent, -1), (takes(other), 1)]);
         }
     }
     changes.sort_unstable();
@@ -69,9 +90,8 @@ async fn round_trips(alone: SocketAddr, until: Instant) -> Vec<(u64, u64)> {
 }
 
 /// Two round trips, as long as they take meanwhile, and 20 ms.
-fn bound(trips: &[(u64, u64)], meanwhile: (u64, u64)) -> u64 {
-    let meanwhile = trips.iter().filter(|trip| overlap(**trip, meanwhile) > 0);
-    let slowest = meanwhile.map(|(start, end)| end - start).max();
+fn bound_meanwhile(trips: &[(u64, u64)], wait: (u64, u64)) -> u64 {
+    let slowest = trips.iter().filter(|trip| overlap(**trip, wait) > 0).map(|(start, end)| end - start).max();
     2 * slowest.expect("they go on as long as requests are served") + 20_000
 }
 
@@ -88,8 +108,10 @@ async fn requests_are_not_queued_beside_an_idle_slot_for_longer_than_two_round_t
     // Nine of ten slots, four of five requests to one relay.
     let mean = RUNS * 10 / (9 * fleet.total() as u32);
     let begun = Instant::now();
+    let stalled = tokio::spawn(stalls(begun + LENGTH + 3 * RUNS));
     let trips =
         AbortOnDropHandle::new(tokio::spawn(round_trips(alone.address(0), begun + LENGTH + 3 * RUNS)));
+    let over = dev_backend::micros_now() + u64::try_from(LENGTH.as_micros()).unwrap();
     let (mut due, mut clients) = (begun, JoinSet::new());
     while due < begun + LENGTH {
         sleep_until(due).await;
@@ -99,27 +121,41 @@ async fn requests_are_not_queued_beside_an_idle_slot_for_longer_than_two_round_t
         due += gap(mean);
     }
     let served: Vec<Served> = clients.join_all().await.into_iter().map(Result::unwrap).collect();
-    let trips = trips.await.unwrap();
+    let (stalled, trips) = (stalled.await.unwrap(), trips.await.unwrap());
+    let loaded = trips.iter().filter(|(start, _)| *start < over);
+    let mut loaded: Vec<_> = loaded.map(|(start, end)| Duration::from_micros(end - start)).collect();
+    // All but the slowest tenth.
+    let round_trip = percentile(&mut loaded, 90);
     fleet.assert_never_over_committed();
 
     let from = served.iter().map(|one| one.sent).min().unwrap() + 2_000_000;
-    let (mut waits, mut late) = (Vec::new(), Vec::new());
+    let (mut waits, mut queued) = (Vec::new(), Vec::new());
     for one in served.iter().filter(|one| one.sent > from) {
-        let beside = beside_idle(one, &served, fleet.total().cast_signed());
-        let waited = beside.1 - beside.0;
-        if waited > 0 && waited > bound(&trips, beside) {
-            late.push(Duration::from_micros(waited));
+        let wait = beside_idle(one, &served, fleet.total().cast_signed(), left_queue);
+        if wait.1 > wait.0 && wait.1 - wait.0 > bound_meanwhile(&trips, wait) {
+            queued.push(Duration::from_micros(wait.1 - wait.0));
         }
-        waits.push(Duration::from_micros(waited));
+        let beside = beside_idle(one, &served, fleet.total().cast_signed(), began);
+        let lost: u64 = stalled.iter().map(|stall| overlap(*stall, beside)).sum();
+        waits.push((beside.1 - beside.0).saturating_sub(lost));
     }
-    let count = waits.len();
-    let [half, most, all] = [50, 99, 100].map(|percent| percentile(&mut waits, percent));
-    let mut trips: Vec<_> = trips.iter().map(|(start, end)| Duration::from_micros(end - start)).collect();
-    let trip = percentile(&mut trips, 50);
+    waits.sort_unstable();
+    let at = |per_mille: usize| Duration::from_micros(waits[(waits.len() - 1) * per_mille / 1000]);
+    let bound = 2 * round_trip + Duration::from_millis(20);
+    let beyond = waits.iter().filter(|wait| Duration::from_micros(**wait) > bound).count();
     eprintln!(
-        "{count} requests were queued beside an idle slot: half {half:?}, 99 % {most:?}, all {all:?}; a round trip {trip:?}; \
-         longer than two and 20 ms: {late:?}"
+        "{} requests waited beside an idle slot: half {:?}, 90 % {:?}, 99 % {:?}, all {:?}; {beyond} longer than {bound:?}; \
+         queued longer than two round trips of that moment and 20 ms: {queued:?}",
+        waits.len(),
+        at(500),
+        at(900),
+        at(990),
+        at(1000)
     );
     // In the simulation none of 15,899, and of ten times as many three; here the machine may stop a process for a while.
-    assert!(late.len() * 100 <= count, "{} of {count} were queued for longer", late.len());
+    assert!(queued.len() * 100 <= waits.len(), "{} of {} were queued for longer", queued.len(), waits.len());
+    // Those have the way to their workers before them. In the simulation fewer than one in a thousand; here the machine adds
+    // to what the proxies do.
+    assert!(beyond * 50 <= waits.len(), "{beyond} of {} waited longer than {bound:?}", waits.len());
+    assert!(at(1000) <= 5 * 2 * round_trip, "{:?}", at(1000));
 }
