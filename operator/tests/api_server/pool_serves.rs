@@ -76,6 +76,22 @@ fn operator(rig: &Rig) -> RunningOperator {
     RunningOperator::start(rig.place.client.clone(), scope)
 }
 
+/// A relay, and a pool that has one node; the node's name, and a whole operator.
+async fn with_one_worker(prefix: &str) -> Option<(Rig, String, RunningOperator)> {
+    let rig = Rig::new(prefix).await?;
+    let name = format!("{}-n", rig.place.name());
+    node(&rig, &name).await;
+    let operator = operator(&rig);
+    rig.relay(json!({ "replicas": 1 })).await;
+    rig.pool(json!({
+        "relayRef": { "name": "main" },
+        "backend": { "url": "http://127.0.0.1:8000" },
+        "managed": on_test_nodes(&rig),
+    }))
+    .await;
+    Some((rig, name, operator))
+}
+
 /// Asks for a stream, and returns the whole answer.
 async fn stream(relay: SocketAddr, stub: &Value) -> String {
     let body = json!({ "model": "m", "stream": true, "stub": stub }).to_string();
@@ -128,17 +144,7 @@ async fn boxes_outside_join_with_the_token_and_leave_when_it_is_rotated_or_the_p
 
 #[tokio::test]
 async fn a_credential_of_the_operators_own_is_rotated_without_a_lost_stream() {
-    let Some(rig) = Rig::new("rotates").await else { return };
-    let name = format!("{}-n", rig.place.name());
-    node(&rig, &name).await;
-    let operator = operator(&rig);
-    rig.relay(json!({ "replicas": 1 })).await;
-    rig.pool(json!({
-        "relayRef": { "name": "main" },
-        "backend": { "url": "http://127.0.0.1:8000" },
-        "managed": on_test_nodes(&rig),
-    }))
-    .await;
+    let Some((rig, name, operator)) = with_one_worker("rotates").await else { return };
     // Its worker has nobody to dial yet.
     for kind in ["Available", "Ready"] {
         eventually("the relays to be missed", async || {
@@ -197,17 +203,7 @@ async fn a_credential_of_the_operators_own_is_rotated_without_a_lost_stream() {
 
 #[tokio::test]
 async fn where_no_relay_can_be_asked_ready_pods_of_the_daemon_set_count_until_one_can() {
-    let Some(rig) = Rig::new("unasked").await else { return };
-    let name = format!("{}-n", rig.place.name());
-    node(&rig, &name).await;
-    let operator = operator(&rig);
-    rig.relay(json!({ "replicas": 1 })).await;
-    rig.pool(json!({
-        "relayRef": { "name": "main" },
-        "backend": { "url": "http://127.0.0.1:8000" },
-        "managed": on_test_nodes(&rig),
-    }))
-    .await;
+    let Some((rig, name, operator)) = with_one_worker("unasked").await else { return };
     let available = async |wanted: &str| {
         eventually(&format!("Available to be {wanted}"), async || {
             let (words, message) = rig.condition("Available").await;
