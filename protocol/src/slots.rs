@@ -345,15 +345,11 @@ impl Arbiter {
     /// The worker drains: it lends nothing more and takes idle credits back.
     pub fn withdraw(&mut self, now: Instant) -> Vec<SlotAction> {
         self.withdrawn = true;
-        let mut actions = Vec::new();
-        for (&session, account) in &mut self.accounts {
-            if account.by_credits() {
-                let n = account.lent - account.recalling();
-                actions.extend(account.recall(n, now).then_some(SlotAction::Recall { session, n }));
-            } else {
-                account.lent = 0;
-            }
+        for account in self.accounts.values_mut().filter(|account| !account.by_credits()) {
+            account.lent = 0;
         }
+        let mut actions = Vec::new();
+        self.recall_all(now, &mut actions);
         self.report(now, &mut actions);
         actions
     }
@@ -413,6 +409,10 @@ impl Arbiter {
         let account = self.accounts.get_mut(&session).ok_or(NotRecalled(n))?;
         account.take_back(n)?;
         let mut actions = Vec::new();
+        if self.withdrawn {
+            // A relay that had spent what was recalled may have been granted more since.
+            self.recall_all(now, &mut actions);
+        }
         self.settle(now, &mut actions);
         Ok(actions)
     }

@@ -114,6 +114,14 @@ impl Arbiter {
         }
     }
 
+    /// Recalls every credit that is not on its way back.
+    pub(super) fn recall_all(&mut self, now: Instant, actions: &mut Vec<SlotAction>) {
+        for (&session, account) in self.accounts.iter_mut().filter(|(_, account)| account.by_credits()) {
+            let n = account.lent - account.recalling();
+            actions.extend(account.recall(n, now).then_some(SlotAction::Recall { session, n }));
+        }
+    }
+
     /// Recalls idle credits from sessions that have more than others, or leave; they are given away when they come back.
     fn level(&mut self, now: Instant, actions: &mut Vec<SlotAction>) {
         // What each will have when all that is on its way back has been given away.

@@ -392,6 +392,18 @@ fn a_draining_worker_lends_nothing_more_and_serves_what_crosses() {
 }
 
 #[test]
+fn a_draining_worker_asks_again_for_credits_that_came_after_a_recall_that_was_spent() {
+    let mut desk = Desk::pleading(2, &[A, B]);
+    assert_eq!(desk.want(B, 1, 0, 0), [recall(A, 1)]);
+    assert_eq!(desk.start(A, 1), [], "its request crossed the recall");
+    assert_eq!(desk.cede(B, 1, Some(A)), [grant(A, 1)]);
+    assert_eq!(desk.arbiter.withdraw(desk.now), [], "one is on its way back, as far as can be known");
+    assert_eq!(desk.returned(A, 0), [recall(A, 1)]);
+    assert_eq!(desk.returned(A, 1), []);
+    assert_eq!(desk.arbiter.spendable(), 0);
+}
+
+#[test]
 fn no_relay_has_more_than_its_acknowledgement_allows() {
     let mut desk = Desk::new(8, &[]);
     assert_eq!(desk.join_with(A, Lending::Credits, 2), [grant(A, 2)]);
