@@ -207,15 +207,19 @@ impl Scheduler {
             let before = self.pleading.open.remove(&model).filter(|open| self.passes_on(open.by, model));
             let open = match before {
                 Some(open) if now < open.until => Some(self.plead_on(model, open, waiting, now)),
-                before => self.plead_anew(model, waiting, before.is_some_and(|open| open.n > 0), now),
+                before => self.plead_anew(model, waiting, before, now),
             };
             self.pleading.open.extend(open.map(|open| (model, open)));
         }
     }
 
-    /// Pleads by the worker whose turn it is, if there is one.
-    fn plead_anew(&mut self, model: ModelIx, n: u32, renewed: bool, now: Instant) -> Option<Open> {
-        let messenger = self.messenger(model)?;
+    /// Pleads by the worker whose turn it is, if there is one. A plea that is renewed goes by each worker of its model in
+    /// turn: were it the turn of the others after what another model's last plea went by, those with dead connections
+    /// could have this model's every time.
+    fn plead_anew(&mut self, model: ModelIx, n: u32, before: Option<Open>, now: Instant) -> Option<Open> {
+        let last = before.as_ref().and_then(|open| self.workers.find(open.by)).unwrap_or(self.pleading.last);
+        let messenger = self.messenger(model, last)?;
+        let renewed = before.is_some_and(|open| open.n > 0);
         self.pleading.last = messenger;
         let (by, name) = (self.workers[messenger].id, self.models[model].name.clone());
         self.say_plea(by, model, n, now);
@@ -256,9 +260,9 @@ impl Scheduler {
         self.actions.push_back(Action::Plea { worker, model, n, band, age, number });
     }
 
-    /// The worker whose turn it is to pass a plea on.
-    fn messenger(&self, model: ModelIx) -> Option<WorkerIx> {
-        let mut lenders = self.borrowing.lenders_after(self.pleading.last);
+    /// The worker whose turn it is to pass a plea on, after that of `last`.
+    fn messenger(&self, model: ModelIx, last: WorkerIx) -> Option<WorkerIx> {
+        let mut lenders = self.borrowing.lenders_after(last);
         lenders.find(|&worker| self.workers[worker].pleas && self.serves_model(worker, model))
     }
 
@@ -288,6 +292,6 @@ impl Scheduler {
         let is_other = |heard: &Heard| heard.model == *name && Some(heard.band) != band;
         submitted.is_some_and(|since| now >= since + RENEWAL_INTERVAL)
             || self.pleading.heard.iter().any(is_other)
-            || self.messenger(model).is_none()
+            || self.messenger(model, self.pleading.last).is_none()
     }
 }

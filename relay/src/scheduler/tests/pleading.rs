@@ -104,6 +104,23 @@ fn a_plea_that_brought_nothing_is_renewed_and_stands_for_all_that_waits() {
 }
 
 #[test]
+fn a_plea_that_is_renewed_goes_by_each_worker_in_turn_whatever_else_is_pleaded_for() {
+    let mut world = World::pleading([W1]);
+    world.join_pleading(W2, &["m", "other"]);
+    world.submit(for_model(1, "other"));
+    world.submit(request(2));
+    let messengers: Vec<Option<WorkerId>> = (0..4)
+        .map(|_| {
+            world.pass(250).into_iter().find_map(|action| match action {
+                Action::Plea { worker, model, .. } if &*model == "m" => Some(worker),
+                _ => None,
+            })
+        })
+        .collect();
+    assert_eq!(messengers, [W2, W1, W2, W1].map(Some));
+}
+
+#[test]
 fn what_is_to_spare_is_ceded_at_once_and_the_last_choice_first() {
     let mut world = World::pleading([W1, W2, W3]);
     for worker in [W1, W2] {
