@@ -196,6 +196,9 @@ pub struct LoadReport {
     /// How many relays the slots are lent to, this one included; left out for one ([`crate::slots`]).
     #[serde(default, skip_serializing_if = "is_alone")]
     pub relays: u32,
+    /// Names of those that take pleas, this one included, as their upgrades tell; left out for one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub replicas: Vec<String>,
     /// Idle slots of this worker are lent to other relays.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub idle_elsewhere: bool,

@@ -16,7 +16,7 @@
 //! | `recall {n}` | worker | asks for up to `n` unspent credits back |
 //! | `return {n}` | relay | answers the oldest recall that is open, at once and exactly once: how many come back, from none to all asked for |
 //! | `want {n, band, age_ms, received}` | relay | this relay lacks `n` slots beyond the credits it has received; of the requests that wait for them the next has this priority and has waited so long. Replaces the want before it; `n` = 0 withdraws it |
-//! | `load {relays, idle_elsewhere}` | worker | how many relays share these slots, and whether idle ones are lent to others |
+//! | `load {relays, replicas, idle_elsewhere}` | worker | how many relays share these slots, what those are called that take pleas, and whether idle ones are lent to others |
 //! | `plea {model, n, band, age_ms, number}` | relay | this relay lacks `n` more slots for a model, of any worker: pass it on to other relays. `n` = 0 takes back all pleas for the model with a lower number |
 //! | `plea {relay, model, n, …}` | worker | that relay lacks them |
 //! | `cede {n, relay}` | relay | gives up `n` unspent credits of this worker for that relay |
@@ -75,8 +75,8 @@
 //! rest for 250 ms: a credit that comes to it and that nothing waits for it cedes at once, to the plea of the highest
 //! band, then of the oldest request. What it gets and needs no more it cedes likewise. For a request that has waited
 //! for 250 ms it cedes credits of the worker by which the plea came first, since others may be out of reach where the
-//! plea came from; and for one plea no more of a worker than all its slots, since a slot that is ceded for a relay
-//! which is not connected there comes back. A relay pleads for each request that begins to wait, for [`MOST_PLEADED`]
+//! plea came from. It cedes none where the worker does not name that relay among its `replicas`, and for one plea no more
+//! of a worker than all its slots: a slot that is ceded for a relay which left just then comes back. A relay pleads for each request that begins to wait, for [`MOST_PLEADED`]
 //! slots at most; a plea that brought nothing for 250 ms it renews, and until something comes that one stands for all
 //! that waits. When nothing waits any more it takes its pleas back. It does not act on a plea that came by a worker
 //! which does not serve the model.

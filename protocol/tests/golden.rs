@@ -52,7 +52,11 @@ const EXTENSIONS_TO_RELAY: &[Fields] = &[
     ("grant", &["n"], &[]),
     ("recall", &["n"], &[]),
     ("plea", &["relay", "model", "n", "band", "age_ms", "number"], &[]),
-    ("load", &["healthy"], &["running", "waiting", "loaded_models", "reason", "relays", "idle_elsewhere"]),
+    (
+        "load",
+        &["healthy"],
+        &["running", "waiting", "loaded_models", "reason", "relays", "replicas", "idle_elsewhere"],
+    ),
     ("draining", &["deadline_ms"], &[]),
 ];
 
@@ -220,6 +224,7 @@ fn extensions_to_relay() -> Vec<(&'static str, ToRelay)> {
         healthy: false,
         reason: Some("loading".into()),
         relays: 3,
+        replicas: strings(&["8c64d1f2a7b09e35", "47288c64d1f2a7b0"]),
         idle_elsewhere: true,
     };
     vec![

@@ -152,8 +152,8 @@ impl Scheduler {
             Event::ModelsChanged { worker, models } => self.models_changed(worker, models, now),
             Event::LoadReported { worker, load } => self.load_reported(worker, load, now),
             Event::Granted { worker, credits } => self.granted(worker, credits, now),
-            Event::SlotsShared { worker, relays, idle_elsewhere } => {
-                self.slots_shared(worker, relays, idle_elsewhere);
+            Event::SlotsShared { worker, relays, replicas, idle_elsewhere } => {
+                self.slots_shared(worker, relays, replicas, idle_elsewhere);
             }
             Event::Pleaded { worker, plea } => self.pleaded(worker, plea, now),
             Event::Draining { worker } => self.draining(worker, now),

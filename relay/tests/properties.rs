@@ -182,7 +182,7 @@ impl History {
                 return;
             }
             Step::Share { worker: pick, relays, idle } => {
-                Event::SlotsShared { worker: worker(pick), relays, idle_elsewhere: idle }
+                Event::SlotsShared { worker: worker(pick), relays, replicas: [].into(), idle_elsewhere: idle }
             }
             Step::Plea { worker: pick, model, n, band } => {
                 self.pleas += 1;

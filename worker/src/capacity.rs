@@ -286,7 +286,9 @@ impl Inner {
         let state = self.borrowers.get(&session).and_then(|borrower| borrower.state.as_ref());
         if let Some(state) = state {
             let Shared { relays, idle_elsewhere } = shared;
-            let report = LoadReport { relays, idle_elsewhere, ..state.borrow().report_shown() };
+            let names = self.borrowers.values().filter_map(|borrower| borrower.relay.clone());
+            let replicas = if relays > 1 { names.collect() } else { Vec::new() };
+            let report = LoadReport { relays, replicas, idle_elsewhere, ..state.borrow().report_shown() };
             self.send(session, &ToRelay::Load(report));
         }
     }

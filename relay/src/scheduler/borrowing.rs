@@ -10,6 +10,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use modelrelay_protocol::slots::RENEWAL_INTERVAL;
@@ -52,6 +53,8 @@ impl Open {
 struct Lender {
     /// How many relays its slots are lent to.
     relays: u32,
+    /// What those are called that take pleas; empty when it does not tell.
+    replicas: BTreeSet<Arc<str>>,
     idle_elsewhere: bool,
     open: Option<Open>,
     asked_at: Option<Instant>,
@@ -102,6 +105,12 @@ impl Borrowing {
     /// Says whether a worker lends its slots to other relays as well.
     pub(super) fn is_lender(&self, worker: WorkerIx) -> bool {
         self.lenders.contains_key(&worker)
+    }
+
+    /// Says whether a worker lends its slots to a relay as well, as far as it tells.
+    pub(super) fn is_lender_of(&self, worker: WorkerIx, relay: &str) -> bool {
+        let reaches = |lender: &Lender| lender.replicas.is_empty() || lender.replicas.contains(relay);
+        self.lenders.get(&worker).is_some_and(reaches)
     }
 
     /// Says how many relays a worker lends its slots to.
@@ -156,7 +165,13 @@ impl Scheduler {
     }
 
     /// A worker told how many relays share its slots, and whether idle ones are lent to others.
-    pub(super) fn slots_shared(&mut self, worker: WorkerId, relays: u32, idle_elsewhere: bool) {
+    pub(super) fn slots_shared(
+        &mut self,
+        worker: WorkerId,
+        relays: u32,
+        replicas: BTreeSet<Arc<str>>,
+        idle_elsewhere: bool,
+    ) {
         let Some(index) = self.workers.find(worker) else { return };
         if relays <= 1 || self.workers[index].draining {
             return self.dismiss_lender(index);
@@ -166,6 +181,7 @@ impl Scheduler {
         let missed = lender.idle_elsewhere && !idle_elsewhere && lender.open.is_some();
         lender.idle_elsewhere = idle_elsewhere;
         lender.relays = relays;
+        lender.replicas = replicas;
         if missed {
             borrowing.note_miss();
         }

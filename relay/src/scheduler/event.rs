@@ -1,6 +1,6 @@
 //! The scheduler's vocabulary: what happened, what to do about it, and the settings in between.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -163,6 +163,8 @@ pub enum Event {
         worker: WorkerId,
         /// How many relays it lends them to, this one included.
         relays: u32,
+        /// Names of those that take pleas; empty when the worker does not tell.
+        replicas: BTreeSet<Arc<str>>,
         /// Whether idle ones are lent to others.
         idle_elsewhere: bool,
     },

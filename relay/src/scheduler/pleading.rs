@@ -180,7 +180,7 @@ impl Scheduler {
             ceded < slots
                 && (are_all || given < slots.max(LEAST_GIVEN))
                 && self.workers[worker].pleas
-                && self.borrowing.is_lender(worker)
+                && self.borrowing.is_lender_of(worker, &plea.relay)
         };
         let serves = |worker: WorkerIx| {
             self.workers[worker].serves.iter().any(|&serves| serves == ANY || Some(serves) == model)

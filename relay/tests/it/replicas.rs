@@ -96,3 +96,27 @@ async fn replicas_are_counted_by_the_addresses_of_their_name() {
     let relay = TestRelay::start("replicas: 7\nreplicasFrom: localhost\n").await;
     eventually("one address", || (relay.relay.settings.replicas().get() == 1).then_some(())).await;
 }
+
+#[tokio::test]
+async fn a_slot_is_given_up_for_another_replica_where_its_worker_holds_that_one() {
+    let relay = TestRelay::start("").await;
+    let mut register = OurWorker::register(&["m"], 1);
+    register["extensions"].as_array_mut().unwrap().push(json!("pleas.v1"));
+    let mut workers = Vec::new();
+    for others in [["b", "c"], ["b", "d"]] {
+        let mut worker = OurWorker::join_as(&relay, &register).await;
+        assert!(worker.ack["extensions"].as_array().unwrap().contains(&json!("pleas.v1")));
+        let replicas = [others.as_slice(), &["this one"]].concat();
+        worker.send(json!({ "type": "load", "healthy": true, "relays": 3, "replicas": replicas })).await;
+        worker.grant(&relay, 1).await;
+        workers.push(worker);
+    }
+    let plea = |from: &str, number: u32| json!({ "type": "plea", "relay": from, "model": "m", "n": 2, "band": 0, "age_ms": 0, "number": number });
+    workers[0].send(plea("d", 1)).await;
+    assert_eq!(workers[1].message().await, json!({ "type": "cede", "n": 1, "relay": "d" }));
+    // A slot of the other is kept until it tells that it holds that one as well.
+    let all = ["b", "c", "d", "this one"];
+    workers[0].send(json!({ "type": "load", "healthy": true, "relays": 4, "replicas": all })).await;
+    assert_eq!(workers[0].message().await, json!({ "type": "cede", "n": 1, "relay": "d" }));
+    assert_eq!(workers.iter().map(|worker| worker.lent(&relay)).sum::<u32>(), 0);
+}

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use modelrelay_protocol::slots::Want;
+use modelrelay_protocol::slots::{Shared, Want};
 use modelrelay_relay::scheduler::{
     Action, Capacity, Event as Happened, Plea, RequestKey, SessionNeeds, Submission, Target, TenantId,
     WorkerInfo,
@@ -182,9 +182,11 @@ impl World {
                 let plea = Plea { relay: Arc::from(from.to_string()), model, n, band, age, number };
                 self.tell(relay, Happened::Pleaded { worker, plea });
             }
-            ToRelay::Load(shared) => {
-                let (relays, idle_elsewhere) = (shared.relays, shared.idle_elsewhere);
-                self.tell(relay, Happened::SlotsShared { worker, relays, idle_elsewhere });
+            ToRelay::Load { shared, replicas } => {
+                let Shared { relays, idle_elsewhere } = shared;
+                let held = (0..self.relays.len()).filter(|relay| replicas & (1 << relay) != 0);
+                let replicas = held.map(|relay| Arc::from(relay.to_string())).collect();
+                self.tell(relay, Happened::SlotsShared { worker, relays, replicas, idle_elsewhere });
             }
             ToRelay::Started { attempt } => {
                 if let Some(request) = self.running(link, attempt) {

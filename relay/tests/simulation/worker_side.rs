@@ -12,7 +12,9 @@ impl World {
                 SlotAction::Grant { session, n } => self.to_relay(link_of(session), ToRelay::Grant(n)),
                 SlotAction::Recall { session, n } => self.to_relay(link_of(session), ToRelay::Recall(n)),
                 SlotAction::Report { session, shared } => {
-                    self.to_relay(link_of(session), ToRelay::Load(shared))
+                    let relays = self.workers[worker].links.iter().map(|&link| self.links[link].relay);
+                    let replicas = relays.fold(0_u128, |all, relay| all | 1 << relay);
+                    self.to_relay(link_of(session), ToRelay::Load { shared, replicas })
                 }
             }
         }

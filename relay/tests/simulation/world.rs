@@ -163,7 +163,7 @@ pub enum ToRelay {
     Register,
     Grant(u32),
     Recall(u32),
-    Load(Shared),
+    Load { shared: Shared, replicas: u128 },
     Plea { relay: usize, model: usize, n: u32, band: i32, age: Duration, number: u64 },
     Started { attempt: u64 },
     Done { attempt: u64, regrant: bool },
@@ -452,7 +452,7 @@ impl World {
         match &message {
             ToRelay::Grant(_) => self.messages.grants += 1,
             ToRelay::Recall(_) => self.messages.recalls += 1,
-            ToRelay::Load(_) => self.messages.reports += 1,
+            ToRelay::Load { .. } => self.messages.reports += 1,
             ToRelay::Plea { .. } => self.messages.pleas += 1,
             ToRelay::Register
             | ToRelay::Started { .. }

@@ -1,6 +1,7 @@
 //! Several relay replicas: behind one address, at several, and how the worker finds and holds each.
 
 use dev_backend::{Backend, Config, Phase};
+use modelrelay_protocol::window::DEFAULT_WINDOW_BYTES;
 use modelrelay_worker::app::Worker;
 use serde_json::json;
 
@@ -133,5 +134,29 @@ async fn a_name_with_several_addresses_is_one_relay_each() {
     let worker = worker(config).await;
     let session = relay.hold_as("a", 1).await;
     assert_eq!(session.headers["host"], format!("localhost:{}", relay.port()).as_str());
+    worker.kill().await;
+}
+
+#[tokio::test]
+async fn each_replica_is_told_what_the_others_are_called() {
+    let relay = Relay::start().await;
+    let (_backend, worker) = worker_of(&[&relay]).await;
+    let (mut a, mut b) = (relay.accept_as("a", 2).await, relay.accept_as("b", 2).await);
+    for session in [&mut a, &mut b] {
+        session
+            .acknowledge_with(DEFAULT_WINDOW_BYTES, &["streams.v1", "slots.v1", "load.v1", "pleas.v1"])
+            .await;
+    }
+    for session in [&mut a, &mut b] {
+        while session.text("load").await["replicas"] != json!(["a", "b"]) {}
+    }
+    drop(b);
+    loop {
+        let load = a.text("load").await;
+        if load["replicas"].is_null() {
+            assert!(load["relays"].is_null(), "{load}");
+            break;
+        }
+    }
     worker.kill().await;
 }

@@ -128,12 +128,17 @@ impl Session {
         Self { socket, target, headers, types: Vec::new() }
     }
 
-    /// Answers the registration with all extensions, and returns it.
+    /// Answers the registration with all extensions but pleas, and returns it.
     pub(crate) async fn acknowledge(&mut self, window: u32) -> Value {
+        self.acknowledge_with(window, &["streams.v1", "slots.v1", "goaway.v1", "load.v1"]).await
+    }
+
+    /// Answers the registration with these extensions, and returns it.
+    pub(crate) async fn acknowledge_with(&mut self, window: u32, extensions: &[&str]) -> Value {
         let register = self.text("register").await;
         let ack = json!({
             "type": "register_ack", "worker_id": "w", "models": register["models"],
-            "extensions": ["streams.v1", "slots.v1", "goaway.v1", "load.v1"], "response_window_bytes": window,
+            "extensions": extensions, "response_window_bytes": window,
         });
         self.send(ack).await;
         register

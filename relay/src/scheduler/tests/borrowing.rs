@@ -17,7 +17,7 @@ impl World {
     }
 
     fn share(&mut self, worker: WorkerId, idle_elsewhere: bool) -> Vec<Action> {
-        self.handle(Event::SlotsShared { worker, relays: 2, idle_elsewhere })
+        self.handle(Event::SlotsShared { worker, relays: 2, replicas: [].into(), idle_elsewhere })
     }
 
     fn wait_ms(&mut self, ms: u64) -> Vec<Action> {
@@ -52,7 +52,7 @@ fn wanted(actions: &[Action]) -> Vec<(WorkerId, u32)> {
 fn with_one_replica_nothing_is_ever_asked() {
     let mut world = World::new(SchedulerConfig::default());
     world.join(W1, granted(1, &["m"]));
-    world.handle(Event::SlotsShared { worker: W1, relays: 1, idle_elsewhere: false });
+    world.handle(Event::SlotsShared { worker: W1, relays: 1, replicas: [].into(), idle_elsewhere: false });
     world.grant(W1, 1);
     assert_eq!(workers(&world.submit(request(1))), [W1]);
     assert_eq!(world.submit(request(2)), []);
@@ -227,7 +227,7 @@ fn wants_are_withdrawn_where_they_mean_nothing_any_more() {
     world.share(W2, false);
     world.submit(request(1));
     assert_eq!(wanted(&world.drain(W1)), [(W1, 0)]);
-    let alone = Event::SlotsShared { worker: W2, relays: 1, idle_elsewhere: false };
+    let alone = Event::SlotsShared { worker: W2, relays: 1, replicas: [].into(), idle_elsewhere: false };
     assert_eq!(wanted(&world.handle(alone)), [(W2, 0)]);
 }
 

@@ -20,7 +20,7 @@ impl World {
     }
 
     fn among(&mut self, worker: WorkerId, relays: u32) -> Vec<Action> {
-        self.handle(Event::SlotsShared { worker, relays, idle_elsewhere: false })
+        self.handle(Event::SlotsShared { worker, relays, replicas: [].into(), idle_elsewhere: false })
     }
 
     fn hear(&mut self, worker: WorkerId, plea: Plea) -> Vec<Action> {
@@ -157,6 +157,22 @@ fn a_slot_that_comes_back_at_once_is_given_up_for_the_next_plea() {
 }
 
 #[test]
+fn nothing_is_ceded_where_its_worker_says_that_whoever_pleads_is_not_connected() {
+    let mut world = World::pleading([W1, W2, W3]);
+    for worker in [W1, W2, W3] {
+        world.grant(worker, 1);
+    }
+    let held_by = |replicas: &[&str]| replicas.iter().map(|&name| name.into()).collect();
+    for (worker, replicas) in [(W1, held_by(&["a", "b"])), (W3, held_by(&["a", "c"]))] {
+        world.handle(Event::SlotsShared { worker, relays: 2, replicas, idle_elsewhere: false });
+    }
+    assert_eq!(world.hear(W2, plea("b", 3, 0)), [cedes(W1, "b"), cedes(W2, "b")], "W2 does not tell");
+    let replicas = held_by(&["a", "b", "c"]);
+    let joined = Event::SlotsShared { worker: W3, relays: 3, replicas, idle_elsewhere: false };
+    assert_eq!(world.handle(joined), [cedes(W3, "b")]);
+}
+
+#[test]
 fn a_plea_is_remembered_until_a_request_ends_here_or_it_is_taken_back() {
     let mut world = World::pleading([W1]);
     world.grant(W1, 1);
@@ -251,7 +267,7 @@ fn with_one_replica_nobody_is_pleaded_with() {
 fn a_plea_asks_for_a_bounded_number_and_is_ceded_no_more() {
     let mut world = World::new(SchedulerConfig::default());
     world.join(W1, WorkerInfo { pleas: true, ..granted(200, &["m"]) });
-    world.handle(Event::SlotsShared { worker: W1, relays: 2, idle_elsewhere: false });
+    world.handle(Event::SlotsShared { worker: W1, relays: 2, replicas: [].into(), idle_elsewhere: false });
     world.grant(W1, 200);
     let said = world.hear(W1, plea("b", u32::MAX, 0));
     assert_eq!(said, [Action::Cede { worker: W1, n: 64, relay: "b".into() }]);

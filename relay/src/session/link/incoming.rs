@@ -1,5 +1,6 @@
 //! What a worker says, and what follows from it for its requests.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -297,11 +298,14 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Link<IO> {
                 self.dispatcher.worker_event(Event::Pleaded { worker, plea });
             }
             ToRelay::Load(report) if ours => {
-                let (relays, idle_elsewhere) = (report.relays, report.idle_elsewhere);
+                let shared = (report.relays, report.replicas.clone(), report.idle_elsewhere);
                 let before = self.session.live_mut().load.replace(report);
-                let told = before.map_or((0, false), |before| (before.relays, before.idle_elsewhere));
-                if told != (relays, idle_elsewhere) {
-                    self.dispatcher.worker_event(Event::SlotsShared { worker, relays, idle_elsewhere });
+                let told = before.map(|before| (before.relays, before.replicas, before.idle_elsewhere));
+                if told.unwrap_or_default() != shared {
+                    let (relays, replicas, idle_elsewhere) = shared;
+                    let replicas = replicas.into_iter().map(Arc::from).collect();
+                    let event = Event::SlotsShared { worker, relays, replicas, idle_elsewhere };
+                    self.dispatcher.worker_event(event);
                 }
             }
             ToRelay::Draining { deadline_ms } if ours => {
