@@ -9,6 +9,7 @@ mod browsers;
 mod cancel;
 mod clock;
 mod credentials;
+mod credits;
 mod drain;
 mod errors;
 mod keys;

@@ -14,6 +14,9 @@ use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use super::v1::{V1Worker, closed};
 use super::{TestRelay, eventually, soon};
 
+/// The headers of a short answer.
+pub const JSON: &[(&str, &str)] = &[("content-type", "application/json")];
+
 /// A registered worker with all extensions.
 pub struct OurWorker {
     pub socket: WebSocketStream<TcpStream>,

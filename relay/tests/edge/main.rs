@@ -2,196 +2,22 @@
 
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
-use std::future::pending;
+mod http2;
+mod support;
+
 use std::io;
-use std::net::SocketAddr;
 use std::time::Duration;
 
-use axum::Router;
-use axum::body::{Body, Bytes};
-use axum::extract::{Extension, Request};
-use axum::response::Response;
-use axum::routing::{any, get, post};
-use futures_util::StreamExt;
-use http::{StatusCode, header};
-use http_body_util::{BodyExt, Empty};
-use hyper::client::conn::http2::{self, SendRequest};
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use modelrelay_relay::edge::{Edge, EdgeIo, EdgeLimits, PeerAddr, Shutdown};
+use modelrelay_relay::edge::{Edge, EdgeLimits, Shutdown};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::task::TaskTracker;
 
-/// No wait in these tests is longer, and none should come near it.
-const DEADLINE: Duration = Duration::from_secs(20);
-const GET: &[u8] = b"GET /echo HTTP/1.1\r\nhost: x\r\n\r\n";
-const HANG: &[u8] = b"GET /hang HTTP/1.1\r\nhost: x\r\n\r\n";
-
-async fn soon<F: Future>(future: F) -> F::Output {
-    timeout(DEADLINE, future).await.expect("it should have happened by now")
-}
-
-/// What the service did.
-#[derive(Debug, PartialEq, Eq)]
-enum Seen {
-    Hanging,
-    Dropped,
-}
-
-struct SayDropped(mpsc::Sender<Seen>);
-
-impl Drop for SayDropped {
-    fn drop(&mut self) {
-        let _ = self.0.try_send(Seen::Dropped);
-    }
-}
-
-struct Running {
-    address: SocketAddr,
-    shutdown: Shutdown,
-    connections: TaskTracker,
-    edge: JoinHandle<()>,
-    seen: mpsc::Receiver<Seen>,
-    /// Each message makes `/stream` send a chunk, or break off.
-    chunks: mpsc::Sender<io::Result<Bytes>>,
-}
-
-async fn start(limits: EdgeLimits) -> Running {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let (shutdown, connections) = (Shutdown::default(), TaskTracker::new());
-    let (saw, seen) = mpsc::channel(16);
-    let (chunks, receiver) = mpsc::channel(16);
-    let router = router(saw, receiver);
-    let edge = Edge::new(listener, limits).run(router, shutdown.clone(), connections.clone());
-    let edge = connections.spawn(edge);
-    Running { address, shutdown, connections, edge, seen, chunks }
-}
-
-fn router(saw: mpsc::Sender<Seen>, chunks: mpsc::Receiver<io::Result<Bytes>>) -> Router {
-    let chunks = std::sync::Arc::new(std::sync::Mutex::new(Some(chunks)));
-    let hang = move || {
-        let saw = saw.clone();
-        async move {
-            let guard = SayDropped(saw.clone());
-            saw.send(Seen::Hanging).await.unwrap();
-            pending::<()>().await;
-            drop(guard);
-        }
-    };
-    let stream = move || {
-        let receiver = chunks.lock().unwrap().take().expect("asked for once");
-        let chunks =
-            futures_util::stream::unfold(receiver, async |mut chunks| Some((chunks.recv().await?, chunks)));
-        async move { Body::from_stream(chunks.fuse()) }
-    };
-    Router::new()
-        .route("/echo", any(async |body: Bytes| body))
-        .route("/peer", get(async |Extension(PeerAddr(peer)): Extension<PeerAddr>| peer.to_string()))
-        .route("/early", post(async || StatusCode::PAYLOAD_TOO_LARGE))
-        .route("/hang", any(hang))
-        .route("/stream", get(stream))
-        .route("/upgrade", get(upgrade))
-}
-
-/// Leaves HTTP and sends everything back.
-async fn upgrade(request: Request) -> Response {
-    let upgraded = hyper::upgrade::on(request);
-    // The test waits for what this sends; nothing else owns it.
-    tokio::spawn(async move {
-        let (mut stream, read) = EdgeIo::reclaim(upgraded.await.unwrap()).expect("it is the edge's");
-        stream.write_all(&read).await.unwrap();
-        let (mut from, mut to) = stream.split();
-        tokio::io::copy(&mut from, &mut to).await.unwrap();
-    });
-    Response::builder()
-        .status(StatusCode::SWITCHING_PROTOCOLS)
-        .header(header::CONNECTION, "upgrade")
-        .header(header::UPGRADE, "echo")
-        .body(Body::empty())
-        .unwrap()
-}
-
-impl Running {
-    async fn connect(&self) -> Client {
-        Client { stream: soon(TcpStream::connect(self.address)).await.unwrap(), read: Vec::new() }
-    }
-
-    async fn saw(&mut self) -> Seen {
-        soon(self.seen.recv()).await.unwrap()
-    }
-
-    /// Makes the body of `/stream` complete.
-    fn end_stream(&mut self) {
-        self.chunks = mpsc::channel(1).0;
-    }
-
-    /// Ends everything and checks that nothing is left.
-    async fn end(self) {
-        self.shutdown.force.cancel();
-        soon(self.edge).await.unwrap();
-        self.connections.close();
-        soon(self.connections.wait()).await;
-    }
-}
-
-struct Client {
-    stream: TcpStream,
-    read: Vec<u8>,
-}
-
-impl Client {
-    async fn send(&mut self, bytes: &[u8]) {
-        soon(self.stream.write_all(bytes)).await.unwrap();
-    }
-
-    /// Reads one response whose body has a length.
-    async fn response(&mut self) -> (String, Vec<u8>) {
-        let head_end = self.read_until(|read| find(read, b"\r\n\r\n").map(|at| at + 4)).await;
-        let head = String::from_utf8(self.read.drain(..head_end).collect()).unwrap();
-        let length = head
-            .lines()
-            .find_map(|line| line.strip_prefix("content-length: "))
-            .map_or(0, |n| n.parse().unwrap());
-        self.read_until(|read| (read.len() >= length).then_some(length)).await;
-        (head, self.read.drain(..length).collect())
-    }
-
-    async fn read_until(&mut self, done: impl Fn(&[u8]) -> Option<usize>) -> usize {
-        loop {
-            if let Some(length) = done(&self.read) {
-                return length;
-            }
-            let read = soon(self.stream.read_buf(&mut self.read)).await.unwrap();
-            assert!(read > 0, "closed after {}", self.read.escape_ascii());
-        }
-    }
-
-    /// Sends a request and checks that it is answered.
-    async fn exchange(&mut self) -> String {
-        self.send(GET).await;
-        let (head, _) = self.response().await;
-        assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
-        head
-    }
-
-    /// Reads all there is to come, up to the end of the stream.
-    async fn rest(&mut self) -> String {
-        soon(self.stream.read_to_end(&mut self.read)).await.unwrap();
-        String::from_utf8(std::mem::take(&mut self.read)).unwrap()
-    }
-}
-
-fn find(bytes: &[u8], pattern: &[u8]) -> Option<usize> {
-    bytes.windows(pattern.len()).position(|window| window == pattern)
-}
-
-fn bare(status: &str) -> String {
-    format!("HTTP/1.1 {status}\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
-}
+use crate::http2::{h2_client, h2_get};
+use crate::support::{Client, GET, HANG, Running, Seen, bare, find, router, soon, start};
 
 #[tokio::test]
 async fn hostile_heads_get_a_bare_answer_and_a_closed_connection() {
@@ -601,71 +427,5 @@ async fn a_forced_edge_ends_everything_where_it_stands() {
     assert_eq!(fresh.rest().await, "");
     assert!(!streaming.rest().await.ends_with("0\r\n\r\n"));
     assert!(soon(pending).await.is_err());
-    relay.end().await;
-}
-
-type H2Client = SendRequest<Empty<Bytes>>;
-
-async fn h2_client(relay: &Running) -> H2Client {
-    h2_connection(relay).await.0
-}
-
-/// The task ends with the connection.
-async fn h2_connection(relay: &Running) -> (H2Client, JoinHandle<()>) {
-    let stream = relay.connect().await.stream;
-    let (client, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
-    let connection = relay.connections.spawn(async move {
-        let _ = connection.await;
-    });
-    (client, connection)
-}
-
-fn h2_get(relay: &Running, path: &str) -> http::Request<Empty<Bytes>> {
-    http::Request::get(format!("http://{}{path}", relay.address)).body(Empty::new()).unwrap()
-}
-
-#[tokio::test]
-async fn http_2_is_served_by_prior_knowledge() {
-    let mut relay = start(EdgeLimits::default()).await;
-    let mut client = h2_client(&relay).await;
-    for _ in 0..3 {
-        let response = soon(client.send_request(h2_get(&relay, "/peer"))).await.unwrap();
-        assert_eq!(response.version(), http::Version::HTTP_2);
-        assert_eq!(response.status(), 200);
-        let body = response.into_body().collect().await.unwrap().to_bytes();
-        assert!(body.starts_with(b"127.0.0.1:"), "{body:?}");
-    }
-    // A request that the client gives up is dropped.
-    let hanging = client.send_request(h2_get(&relay, "/hang"));
-    assert_eq!(relay.saw().await, Seen::Hanging);
-    drop(hanging);
-    assert_eq!(relay.saw().await, Seen::Dropped);
-    relay.end().await;
-}
-
-#[tokio::test]
-async fn draining_sends_http_2_clients_away_after_their_requests() {
-    let mut relay = start(EdgeLimits::default()).await;
-    let mut client = h2_client(&relay).await;
-    let response = soon(client.send_request(h2_get(&relay, "/stream"))).await.unwrap();
-    relay.shutdown.drain.cancel();
-    soon(async { while client.send_request(h2_get(&relay, "/peer")).await.is_ok() {} }).await;
-    relay.chunks.send(Ok("last".into())).await.unwrap();
-    relay.end_stream();
-    assert_eq!(soon(response.into_body().collect()).await.unwrap().to_bytes(), "last");
-    relay.end().await;
-}
-
-#[tokio::test]
-async fn an_idle_http_2_connection_ends() {
-    let limits = EdgeLimits { idle_timeout: Duration::from_millis(100), ..EdgeLimits::default() };
-    let relay = start(limits).await;
-    let (mut client, connection) = h2_connection(&relay).await;
-    soon(client.send_request(h2_get(&relay, "/peer"))).await.unwrap();
-    soon(connection).await.unwrap();
-    // One that never says more than its preface ends too.
-    let mut silent = relay.connect().await;
-    silent.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;
-    soon(silent.stream.read_to_end(&mut silent.read)).await.ok();
     relay.end().await;
 }
