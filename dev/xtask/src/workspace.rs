@@ -52,3 +52,18 @@ fn of_its_own<'a>(mut command: Command, arguments: impl IntoIterator<Item = &'a 
     }
     command
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cargo_tells_of_this_package_is_not_told_to_programs() {
+        let is_told = |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
+        assert!(env::vars().any(|(name, _)| is_told(&name)), "this test runs under Cargo");
+        let printed = of_its_own(Command::new("env"), []).output().expect("it runs").stdout;
+        let printed = String::from_utf8(printed).expect("names are text");
+        assert!(printed.contains("PATH="), "{printed}");
+        assert!(!printed.lines().any(is_told), "{printed}");
+    }
+}
