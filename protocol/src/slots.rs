@@ -86,12 +86,12 @@
 //!
 //! One case takes longer: a slot that was given up for a relay which does not need it any more when it comes has to go on,
 //! and one that lacks a slot meanwhile waits for up to a round trip more. Let each link take 20 ms. A pleads at 0 ms, and B,
-//! which has the only idle slot, gives it up at 40 ms; its worker grants it to A at 60 ms, or A's request would begin late.
-//! At 21 ms a request of A ends at another worker, so A serves at 41 ms what it pleaded for, which the worker of B's slot
-//! cannot know before 61 ms. A request comes to C at 2 ms, of which A cannot know at 41 ms, nor B at 40 ms. The slot is at A
-//! at 80 ms and at C at 120 ms: C's request was queued for 99 ms after there was a slot for both, where two round trips are
-//! 80 ms. It begins at its worker at 140 ms, and no protocol could have it begin there within 100 ms. Several such in a row
-//! take longer; of 155,515 simulated requests 3 were queued so for more than 100 ms, the longest for 109 ms.
+//! which has the only idle slot, gives it up at 40 ms. At 1 ms a request of A ends at another worker, so A serves at 21 ms
+//! what it pleaded for and takes its plea back, which B hears at 61 ms. A request comes to C at 2 ms, of which neither A nor
+//! B knows before 42 ms. The slot is at A at 80 ms and at C at 120 ms: C's request was queued for 118 ms beside an idle slot,
+//! where two round trips are 80 ms. Several such in a row take longer. To know better each relay would have to be told by
+//! each worker of each request that begins or ends there, at two messages a request for each other relay. As it is, of
+//! 782,062 simulated requests 27 were queued beside an idle slot for more than 100 ms, the longest for 139 ms.
 //!
 //! **Wants** remain for what pleas do not do. A relay that waits for 250 ms, or hears of a plea of another band than its own
 //! request, claims slots at the workers that serve the model, at most 64, also where all are busy: there the better claim
