@@ -101,6 +101,12 @@
 //! While requests wait it renews a want at most every 250 ms, and when none wait it withdraws what is open. A grant that it
 //! has no use for it answers with `want 0`.
 //!
+//! Claims are as old as their last renewal, so a relay whose requests had all waited longest for a moment goes on to win
+//! slots with them, and would serve what came seconds later than what waits elsewhere. It **gives way**: a credit that comes,
+//! and that something waits for, it cedes where, by a plea of the same band, the oldest request came more than 500 ms before
+//! its own oldest. What waits where the plea came from it takes to have come evenly: each credit that it cedes for a plea of
+//! `n` is for a request younger by an `n`th of its age.
+//!
 //! # What it costs
 //! A request whose relay has a credit, and every request with one relay: no message. A slot that lies idle at one of three
 //! relays: `plea` to the worker and two others, the same when it is taken back, and `cede` and `grant` of each relay that had

@@ -52,8 +52,9 @@
 //! # Several replicas
 //! Workers lend their slots to every relay replica. When a request waits here while slots are lent elsewhere, the
 //! scheduler asks the other replicas for what lies idle there ([`Action::Plea`]), and gives up what lies idle here for
-//! those that ask ([`Action::Cede`]). When everything is busy it claims slots at their workers ([`Action::Want`]): bands
-//! and then first come first served hold over the queues of all replicas, and the order of tenants within each.
+//! those that ask ([`Action::Cede`]). When everything is busy it claims slots at their workers ([`Action::Want`]), and gives
+//! up what comes here out of turn: bands and then first come first served hold over the queues of all replicas, and the
+//! order of tenants within each.
 
 mod borrowing;
 mod event;
@@ -314,6 +315,9 @@ impl Scheduler {
     /// Gives the worker's free slots to those whose turn it is.
     fn fill(&mut self, worker: WorkerIx, now: Instant) {
         while self.waiting.requests > 0 && self.workers[worker].is_free() {
+            if self.gives_way(worker, now) {
+                continue;
+            }
             let Some(key) = self.next_at(worker, now) else { return };
             let target = self.target_at(worker, key);
             let request = self.depart(key, target, now);

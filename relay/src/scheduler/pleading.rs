@@ -6,6 +6,8 @@
 //! on what a relay lacks until nothing waits there or a plea is renewed, then it is another one's turn. The worker's side
 //! and the messages are in `modelrelay_protocol::slots`.
 
+mod giving_way;
+
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -66,6 +68,10 @@ struct Heard {
     n: u32,
     band: i32,
     since: Instant,
+    /// About when the request came there that the next slot is for: what waits came evenly since the first, so each slot
+    /// that was given up for it moves this on by `each`.
+    next: Instant,
+    each: Duration,
     number: u64,
     until: Instant,
     /// What was given up for it, by worker. One that the other relay has lost gives the slot back to whoever gave it up:
@@ -91,6 +97,13 @@ impl Pleading {
         self.open.values().map(Open::due).min()
     }
 
+    /// A credit that came goes on to another relay. A renewed plea of which all has come so stands for nothing any more.
+    fn note_passed_on(&mut self) {
+        for open in self.open.values_mut() {
+            open.renewed &= open.n > 0;
+        }
+    }
+
     /// No worker shares its slots any more.
     pub(super) fn forget(&mut self) {
         self.open.clear();
@@ -105,8 +118,7 @@ impl Scheduler {
         let Some(index) = self.workers.find(worker) else { return };
         let Plea { relay, model, n, band, age, number } = plea;
         // A worker has no say in what it does not serve.
-        let serves_any = self.workers[index].serves.contains(&ANY);
-        if !serves_any && self.models.find(&model).is_none_or(|model| !self.serves_model(index, model)) {
+        if !self.serves_named(index, &model) {
             return;
         }
         let heard = &mut self.pleading.heard;
@@ -116,14 +128,16 @@ impl Scheduler {
             return;
         }
         if heard.len() < MOST_REMEMBERED {
-            let (n, since) = (n.min(MOST_PLEADED), now.checked_sub(age).unwrap_or(now));
+            let since = now.checked_sub(age).unwrap_or(now);
             heard.push(Heard {
                 by: worker,
                 relay,
                 model,
-                n,
+                n: n.min(MOST_PLEADED),
                 band,
                 since,
+                next: since,
+                each: age / n,
                 number,
                 until: now + RENEWAL_INTERVAL,
                 ceded: BTreeMap::new(),
@@ -156,11 +170,8 @@ impl Scheduler {
         while plea.n > 0
             && let Some(worker) = self.spare(plea, are_all, now)
         {
-            plea.n -= self.workers[worker].recall(1);
-            self.restate(worker);
+            self.give_up(worker, plea, now);
             *ceded.entry(worker).or_default() += 1;
-            *plea.ceded.entry(worker).or_default() += 1;
-            self.pleading.given.entry((plea.relay.clone(), worker)).or_insert((0, now)).0 += 1;
         }
         for (worker, n) in ceded {
             let (worker, relay) = (self.workers[worker].id, plea.relay.clone());
@@ -168,28 +179,46 @@ impl Scheduler {
         }
     }
 
+    /// Takes an unspent credit, for what one relay lacks.
+    fn give_up(&mut self, worker: WorkerIx, plea: &mut Heard, now: Instant) {
+        plea.n -= self.workers[worker].recall(1);
+        plea.next += plea.each;
+        self.restate(worker);
+        *plea.ceded.entry(worker).or_default() += 1;
+        self.pleading.given.entry((plea.relay.clone(), worker)).or_insert((0, now)).0 += 1;
+    }
+
     /// A worker with an unspent credit for what lacks: the one that would be used last here, or the one by which the plea
     /// came when something has waited for long, since others may be out of reach of whoever pleads. What waits here for the
     /// model cannot use it, or it would have been spent.
     fn spare(&self, plea: &Heard, are_all: bool, now: Instant) -> Option<WorkerIx> {
-        let model = self.models.find(&plea.model);
-        let shares = |worker: WorkerIx| {
-            let ceded = plea.ceded.get(&worker).copied().unwrap_or(0);
-            let given = self.pleading.given.get(&(plea.relay.clone(), worker)).map_or(0, |(given, _)| *given);
-            let slots = self.workers[worker].slots();
-            ceded < slots
-                && (are_all || given < slots.max(LEAST_GIVEN))
-                && self.workers[worker].pleas
-                && self.borrowing.is_lender_of(worker, &plea.relay)
-        };
-        let serves = |worker: WorkerIx| {
-            self.workers[worker].serves.iter().any(|&serves| serves == ANY || Some(serves) == model)
-        };
         let by = self.workers.find(plea.by).filter(|_| now >= plea.since + RENEWAL_INTERVAL);
-        by.filter(|&by| self.workers[by].is_free() && shares(by) && serves(by)).or_else(|| {
-            let pools = self.models.pools(model);
-            pools.into_iter().find_map(|pool| pool.last_free(shares))
+        let is_fit = |by: WorkerIx| {
+            self.workers[by].is_free()
+                && self.may_give(by, plea, are_all)
+                && self.serves_named(by, &plea.model)
+        };
+        by.filter(|&by| is_fit(by)).or_else(|| {
+            let pools = self.models.pools(self.models.find(&plea.model));
+            pools.into_iter().find_map(|pool| pool.last_free(|worker| self.may_give(worker, plea, are_all)))
         })
+    }
+
+    /// Whether a credit of this worker may be given up for that relay, as far as it is known there and was not given too
+    /// many before.
+    fn may_give(&self, worker: WorkerIx, plea: &Heard, are_all: bool) -> bool {
+        let ceded = plea.ceded.get(&worker).copied().unwrap_or(0);
+        let given = self.pleading.given.get(&(plea.relay.clone(), worker)).map_or(0, |(given, _)| *given);
+        let slots = self.workers[worker].slots();
+        ceded < slots
+            && (are_all || given < slots.max(LEAST_GIVEN))
+            && self.workers[worker].pleas
+            && self.borrowing.is_lender_of(worker, &plea.relay)
+    }
+
+    fn serves_named(&self, worker: WorkerIx, model: &str) -> bool {
+        let model = self.models.find(model);
+        self.workers[worker].serves.iter().any(|&serves| serves == ANY || Some(serves) == model)
     }
 
     /// Pleads for what lacks and was not pleaded for, and takes back what is not needed any more.

@@ -3,6 +3,7 @@
 #![allow(clippy::disallowed_methods)]
 
 mod borrowing;
+mod giving_way;
 mod moving;
 mod order;
 mod placing;

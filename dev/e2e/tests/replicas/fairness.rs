@@ -49,8 +49,8 @@ async fn first_come_is_first_served_over_all_relays() {
         longest / 1000
     );
     assert!(longest > 3_000_000, "not everything was busy");
-    // A claim stands at one worker until it is renewed elsewhere, and may have to wait for a slot to free there.
-    let bound = RUNS.mul_f64(1.5) + Duration::from_millis(250);
+    // What a relay lets others go ahead for, what it may not know yet, and as much again for the machine.
+    let bound = Duration::from_millis(500 + 250 + 500);
     assert!(at(990) <= bound && at(1000) <= 2 * bound, "overtaken by {:?} and {:?}", at(990), at(1000));
     // Nobody starves: in each ten seconds each relay is served about what came to it.
     let last = served.iter().map(|one| one.sent).max().unwrap();

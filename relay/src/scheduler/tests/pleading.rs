@@ -6,7 +6,7 @@ const W4: WorkerId = WorkerId(4);
 
 impl World {
     /// Workers with one slot each that several replicas share, and that pass pleas on.
-    fn pleading<const N: usize>(workers: [WorkerId; N]) -> Self {
+    pub(super) fn pleading<const N: usize>(workers: [WorkerId; N]) -> Self {
         let mut world = Self::new(SchedulerConfig::default());
         for worker in workers {
             assert_eq!(world.join_pleading(worker, &["m"]), []);
@@ -23,26 +23,26 @@ impl World {
         self.handle(Event::SlotsShared { worker, relays, replicas: [].into(), idle_elsewhere: false })
     }
 
-    fn hear(&mut self, worker: WorkerId, plea: Plea) -> Vec<Action> {
+    pub(super) fn hear(&mut self, worker: WorkerId, plea: Plea) -> Vec<Action> {
         self.handle(Event::Pleaded { worker, plea })
     }
 
-    fn pass(&mut self, ms: u64) -> Vec<Action> {
+    pub(super) fn pass(&mut self, ms: u64) -> Vec<Action> {
         self.now += Duration::from_millis(ms);
         self.scheduler.handle_timeout(self.now);
         self.actions()
     }
 }
 
-fn pleads(worker: WorkerId, n: u32, age_ms: u64, number: u64) -> Action {
+pub(super) fn pleads(worker: WorkerId, n: u32, age_ms: u64, number: u64) -> Action {
     Action::Plea { worker, model: "m".into(), n, band: 0, age: Duration::from_millis(age_ms), number }
 }
 
-fn cedes(worker: WorkerId, relay: &str) -> Action {
+pub(super) fn cedes(worker: WorkerId, relay: &str) -> Action {
     Action::Cede { worker, n: 1, relay: relay.into() }
 }
 
-fn plea(relay: &str, n: u32, age_ms: u64) -> Plea {
+pub(super) fn plea(relay: &str, n: u32, age_ms: u64) -> Plea {
     let age = Duration::from_millis(age_ms);
     Plea { relay: relay.into(), model: "m".into(), n, band: 0, age, number: 1 }
 }
