@@ -44,12 +44,12 @@ fn what_has_waited_about_as_long_elsewhere_does_not_go_first() {
 
 #[test]
 fn each_slot_given_up_is_for_a_request_that_came_later() {
-    let mut world = World::pleading([W1, W2]);
+    let mut world = World::pleading([W1, W2, W3]);
     world.submit(request(1));
     world.hear(W2, plea("b", 3, 3 * 300));
     assert_eq!(use_of(&world.grant(W1, 1)), &cedes(W1, "b"), "for one of 900 ms");
     assert_eq!(use_of(&world.grant(W2, 1)), &cedes(W2, "b"), "for one of 600 ms");
-    assert_eq!(use_of(&world.grant(W1, 1)), &dispatch(1, W1), "before one of 300 ms");
+    assert_eq!(use_of(&world.grant(W3, 1)), &dispatch(1, W3), "before one of 300 ms");
 }
 
 #[test]
@@ -80,7 +80,7 @@ fn a_plea_that_is_old_takes_nothing_from_those_that_wait_here() {
     world.pass(1000);
     world.submit(request(1));
     world.hear(W2, plea("b", 1, FAR));
-    world.pass(250);
+    world.now += Duration::from_millis(250);
     assert_eq!(use_of(&world.grant(W1, 1)), &dispatch(1, W1));
 }
 
@@ -103,4 +103,15 @@ fn a_slot_that_was_given_up_is_pleaded_for_again() {
     assert_eq!(world.pass(250)[0], pleads(W1, 1, 250, 2));
     world.hear(W2, plea("b", 1, 250 + FAR));
     assert_eq!(world.grant(W1, 1), [cedes(W1, "b"), pleads(W1, 1, 250, 3)]);
+}
+
+#[test]
+fn what_waits_for_another_model_is_given_slots_of_workers_that_serve_it() {
+    let mut world = World::pleading([W1]);
+    world.join_pleading(W2, &["m", "other"]);
+    world.submit(request(1));
+    world.hear(W2, Plea { model: "other".into(), ..plea("b", 1, FAR) });
+    assert_eq!(use_of(&world.grant(W1, 1)), &dispatch(1, W1));
+    world.submit(request(2));
+    assert_eq!(use_of(&world.grant(W2, 1)), &cedes(W2, "b"));
 }

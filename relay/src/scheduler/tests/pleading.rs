@@ -14,7 +14,7 @@ impl World {
         world
     }
 
-    fn join_pleading(&mut self, worker: WorkerId, models: &[&str]) -> Vec<Action> {
+    pub(super) fn join_pleading(&mut self, worker: WorkerId, models: &[&str]) -> Vec<Action> {
         self.join(worker, WorkerInfo { identity: worker.0, pleas: true, ..granted(1, models) });
         self.among(worker, 3)
     }
