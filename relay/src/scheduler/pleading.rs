@@ -97,8 +97,9 @@ impl Pleading {
         self.open.values().map(Open::due).min()
     }
 
-    /// A credit that came goes on to another relay. A renewed plea of which all has come so stands for nothing any more.
-    fn note_passed_on(&mut self) {
+    /// A credit came that others had not given up for a plea, or it goes on to one of them. Where all that a renewed plea
+    /// asked for has come so, they do not know what else waits: it stands for that no longer.
+    pub(super) fn end_filled(&mut self) {
         for open in self.open.values_mut() {
             open.renewed &= open.n > 0;
         }

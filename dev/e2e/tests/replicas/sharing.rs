@@ -152,7 +152,7 @@ async fn requests_are_not_queued_beside_an_idle_slot_for_longer_than_two_round_t
         at(990),
         at(1000)
     );
-    // In the simulation 28 of 781,611; here the machine may stop a process for a while.
+    // In the simulation 26 of 782,791; here the machine may stop a process for a while.
     assert!(queued.len() * 100 <= waits.len(), "{} of {} were queued for longer", queued.len(), waits.len());
     // Those have the way to their workers before them. In the simulation fewer than one in a thousand; here the machine adds
     // to what the proxies do.

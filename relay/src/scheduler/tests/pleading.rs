@@ -104,6 +104,15 @@ fn a_plea_that_brought_nothing_is_renewed_and_stands_for_all_that_waits() {
 }
 
 #[test]
+fn what_is_left_when_a_want_has_brought_all_of_a_renewed_plea_is_pleaded_for_at_once() {
+    let mut world = World::pleading([W1, W2]);
+    world.submit(request(1));
+    world.pass(250);
+    assert_eq!(world.submit(request(2)), []);
+    assert_eq!(world.grant(W1, 1), [dispatch(1, W1), pleads(W1, 1, 0, 3)]);
+}
+
+#[test]
 fn a_plea_that_is_renewed_goes_by_each_worker_in_turn_whatever_else_is_pleaded_for() {
     let mut world = World::pleading([W1]);
     world.join_pleading(W2, &["m", "other"]);
