@@ -49,7 +49,7 @@ async fn first_come_is_first_served_over_all_relays() {
         longest / 1000
     );
     assert!(longest > 3_000_000, "not everything was busy");
-    // What a relay lets others go ahead for, what it may not know yet, and as much again for the machine.
+    // What a relay lets others go ahead for, what it may not know yet, and half a second for the machine.
     let bound = Duration::from_millis(500 + 250 + 500);
     assert!(at(990) <= bound && at(1000) <= 2 * bound, "overtaken by {:?} and {:?}", at(990), at(1000));
     // Nobody starves: in each ten seconds each relay is served about what came to it.
