@@ -90,7 +90,21 @@ fn assert_in_order(world: &World) {
 fn when_all_is_busy_requests_go_in_the_order_of_arrival_over_all_relays() {
     let world = busy((1, 4), 3, 605 * SECOND);
     assert_in_order(&world);
-    // Nobody starves: in each ten seconds each relay is served about what the order of arrival would have served there.
+    // Nobody starves: in each ten seconds each relay is served what came to it.
+    for start in (20..600).step_by(10) {
+        let window = start * SECOND..(start + 10) * SECOND;
+        let of = |relay| {
+            let there = |one: &&Dispatched| one.relay == relay && window.contains(&one.at);
+            world.dispatched.iter().filter(there).count() as f64
+        };
+        let counts = [of(0), of(1), of(2)];
+        let all: f64 = counts.iter().sum();
+        for (count, share) in counts.into_iter().zip([0.8, 0.1, 0.1]) {
+            let part = count / all;
+            assert!((share / 2.0..share * 2.0).contains(&part), "{part} instead of {share} from {start} s");
+        }
+    }
+    // And about what the order of arrival would have served there.
     let mut by_arrival: Vec<&Dispatched> = world.dispatched.iter().collect();
     by_arrival.sort_by_key(|one| one.arrived);
     for start in (20..600).step_by(10) {
