@@ -78,8 +78,9 @@
 //! from. It cedes none where the worker does not name that relay among its `replicas`, and for one plea no more of a
 //! worker than all its slots: a slot that is ceded for a relay which left just then comes back. A relay pleads for each
 //! request that begins to wait, for [`MOST_PLEADED`] slots at most; a plea that brought nothing for 250 ms it renews,
-//! and until something comes that one stands for all that waits. When nothing waits any more it takes its pleas back. It
-//! does not act on a plea that came by a worker which does not serve the model.
+//! and until something comes that one stands for all that waits: the rest it pleads for at once where a want brought the
+//! last that the plea asked for. When nothing waits any more it takes its pleas back. It does not act on a plea that came
+//! by a worker which does not serve the model.
 //!
 //! An idle slot of any worker so reaches a queued request in four steps (`plea` twice, `cede`, `grant`): two round trips.
 //! Since each relay gives away its own credits, two that lack slots at the same time are not promised the same one.
