@@ -26,6 +26,11 @@ impl World {
         let out_of_reach: u32 = dead.map(|&link| this.arbiter.held_by(self.links[link].key).0).sum();
         let at_rest = idle.saturating_sub(promised + out_of_reach);
         this.idle_since = this.idle_since.or(Some(self.now)).filter(|_| at_rest > 0);
+        for &link in &this.links {
+            // The relay spends those at once that are lent to it again, if it has a use for them.
+            let link = &mut self.links[link];
+            link.idle_since = link.idle_since.or(Some(self.now)).filter(|_| at_rest > link.lent_again);
+        }
         let before = std::mem::replace(&mut this.idle, idle);
         self.meetings.idle_changes(before, idle, self.now);
     }
@@ -99,7 +104,7 @@ impl World {
         {
             return None;
         }
-        worker.idle_since
+        worker.idle_since.zip(this.idle_since).map(|(all, others)| all.max(others))
     }
 
     /// Lets everything end and come back: no client, no fault; then nothing may be left over.

@@ -202,7 +202,9 @@ impl World {
                     self.tell(relay, Happened::Finished { request });
                 }
                 if regrant {
+                    self.links[link].lent_again -= 1;
                     self.tell(relay, Happened::Granted { worker, credits: 1 });
+                    self.note_idle(self.links[link].worker);
                 }
             }
             ToRelay::Draining => self.tell(relay, Happened::Draining { worker }),

@@ -135,6 +135,7 @@ impl World {
         let (regrant, actions) = self.workers[worker].arbiter.finished(self.links[job.link].key, now);
         self.perform_slots(worker, actions);
         if self.links[job.link].at_worker {
+            self.links[job.link].lent_again += u32::from(regrant);
             self.to_relay(job.link, ToRelay::Done { attempt, regrant });
             self.leave_if_idle(job.link);
         }

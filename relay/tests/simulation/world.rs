@@ -127,6 +127,10 @@ pub struct Link {
     pub up_since: Time,
     /// Requests on their way to the worker.
     pub arriving: u32,
+    /// Slots that are lent to the relay again, which it does not know yet: the last frame of a response is on its way.
+    pub lent_again: u32,
+    /// Since when the worker has had idle slots other than these.
+    pub idle_since: Option<Time>,
 }
 
 impl Link {
@@ -441,6 +445,8 @@ impl World {
             leave_when_idle: false,
             up_since: Time::MAX,
             arriving: 0,
+            lent_again: 0,
+            idle_since: Some(0),
         });
         // The handshake has taken a round trip.
         self.now += 2 * latency;
