@@ -43,9 +43,6 @@ impl Scheduler {
         self.restate(index);
         let wanted = self.granted_for_want(index, credits);
         self.pleas_filled(index, credits);
-        if wanted {
-            self.pleading.end_filled();
-        }
         self.fill(index, now);
         if wanted {
             self.decline(index);

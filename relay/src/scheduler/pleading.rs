@@ -40,8 +40,8 @@ struct Open {
     n: u32,
     /// When it is forgotten, and to be renewed if something waits still.
     until: Instant,
-    /// Whether nobody had any of it to spare for a whole interval. What else is lacking need not be told then: each slot
-    /// that is to spare will come for this.
+    /// Whether nobody had any of it to spare for a whole interval. What else is lacking need not be told until all of it
+    /// has come: each slot that is to spare will come for this.
     renewed: bool,
     /// The worker that passes its pleas on, and takes them back.
     by: WorkerId,
@@ -95,14 +95,6 @@ pub(super) struct Pleading {
 impl Pleading {
     pub(super) fn due(&self) -> Option<Instant> {
         self.open.values().map(Open::due).min()
-    }
-
-    /// A credit came that others had not given up for a plea, or it goes on to one of them. Where all that a renewed plea
-    /// asked for has come so, they do not know what else waits: it stands for that no longer.
-    pub(super) fn end_filled(&mut self) {
-        for open in self.open.values_mut() {
-            open.renewed &= open.n > 0;
-        }
     }
 
     /// No worker shares its slots any more.
@@ -261,7 +253,7 @@ impl Scheduler {
     /// Pleads for what began to wait since, and with others for what those who heard of it did not bring. The same worker
     /// passes it on: it knows who has not heard it yet, and later whom to tell that nothing is lacking any more.
     fn plead_on(&mut self, model: ModelIx, open: Open, waiting: u32, now: Instant) -> Open {
-        let more = if open.renewed { 0 } else { waiting.saturating_sub(open.n) };
+        let more = if open.renewed && open.n > 0 { 0 } else { waiting.saturating_sub(open.n) };
         let n = open.n + more;
         let in_vain = open.n > 0 && open.further.is_some_and(|at| at <= now);
         if more == 0 && !in_vain {

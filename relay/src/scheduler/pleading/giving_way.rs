@@ -40,7 +40,6 @@ impl Scheduler {
         });
         self.pleading.heard = heard;
         let Some(relay) = relay else { return false };
-        self.pleading.end_filled();
         let worker = self.workers[worker].id;
         self.actions.push_back(Action::Cede { worker, n: 1, relay });
         true

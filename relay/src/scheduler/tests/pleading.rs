@@ -113,6 +113,21 @@ fn what_is_left_when_a_want_has_brought_all_of_a_renewed_plea_is_pleaded_for_at_
 }
 
 #[test]
+fn what_is_left_when_others_have_given_up_all_of_a_renewed_plea_is_pleaded_for_at_once_and_no_sooner() {
+    let mut world = World::pleading([W1, W2]);
+    world.submit(request(1));
+    world.pass(250);
+    world.join_pleading(W3, &["m"]);
+    for id in 2..=4 {
+        assert_eq!(world.submit(request(id)), []);
+    }
+    assert_eq!(world.grant(W3, 1), [dispatch(1, W3), pleads(W1, 3, 0, 3)], "nothing was wanted of W3");
+    assert_eq!(world.submit(request(5)), [], "that one stands for all that waits, too");
+    assert_eq!(world.grant(W3, 1), [dispatch(2, W3)]);
+    assert_eq!(world.grant(W3, 2), [dispatch(3, W3), dispatch(4, W3), pleads(W1, 1, 0, 4)]);
+}
+
+#[test]
 fn a_plea_that_is_renewed_goes_by_each_worker_in_turn_whatever_else_is_pleaded_for() {
     let mut world = World::pleading([W1]);
     world.join_pleading(W2, &["m", "other"]);
