@@ -99,18 +99,21 @@ fn overlap(one: (u64, u64), other: (u64, u64)) -> u64 {
     one.1.min(other.1).saturating_sub(one.0.max(other.0))
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn requests_are_not_queued_beside_an_idle_slot_for_longer_than_two_round_trips_and_20_ms() {
-    let _floor = floor::alone().await;
-    let slots: Vec<u32> = (0..20).map(|n| n % 4 + 1).collect();
-    let fleet = Fleet::start(3, &slots, ONE_WAY, SETTINGS).await;
-    let alone = Fleet::start(1, &[1], ONE_WAY, "").await;
-    // Nine of ten slots, four of five requests to one relay.
+/// What a run showed.
+struct Run {
+    /// How long each request waited beside an idle slot before it began at its worker, in order; in microseconds.
+    waits: Vec<u64>,
+    /// Those that were queued beside one for longer than two round trips and 20 ms.
+    queued: Vec<Duration>,
+    round_trip: Duration,
+}
+
+/// Nine of ten slots in use, four of five requests to one relay.
+async fn run(fleet: &Fleet, alone: SocketAddr) -> Run {
     let mean = RUNS * 10 / (9 * fleet.total() as u32);
     let begun = Instant::now();
-    let stalled = tokio::spawn(stalls(begun + LENGTH + 3 * RUNS));
-    let trips =
-        AbortOnDropHandle::new(tokio::spawn(round_trips(alone.address(0), begun + LENGTH + 3 * RUNS)));
+    let stalled = AbortOnDropHandle::new(tokio::spawn(stalls(begun + LENGTH + 3 * RUNS)));
+    let trips = AbortOnDropHandle::new(tokio::spawn(round_trips(alone, begun + LENGTH + 3 * RUNS)));
     let over = dev_backend::micros_now() + u64::try_from(LENGTH.as_micros()).unwrap();
     let (mut due, mut clients) = (begun, JoinSet::new());
     while due < begun + LENGTH {
@@ -126,7 +129,6 @@ async fn requests_are_not_queued_beside_an_idle_slot_for_longer_than_two_round_t
     let mut loaded: Vec<_> = loaded.map(|(start, end)| Duration::from_micros(end - start)).collect();
     // All but the slowest tenth.
     let round_trip = percentile(&mut loaded, 90);
-    fleet.assert_never_over_committed();
 
     let from = served.iter().map(|one| one.sent).min().unwrap() + 2_000_000;
     let (mut waits, mut queued) = (Vec::new(), Vec::new());
@@ -140,22 +142,45 @@ async fn requests_are_not_queued_beside_an_idle_slot_for_longer_than_two_round_t
         waits.push((beside.1 - beside.0).saturating_sub(lost));
     }
     waits.sort_unstable();
-    let at = |per_mille: usize| Duration::from_micros(waits[(waits.len() - 1) * per_mille / 1000]);
-    let bound = 2 * round_trip + Duration::from_millis(20);
-    let beyond = waits.iter().filter(|wait| Duration::from_micros(**wait) > bound).count();
-    eprintln!(
-        "{} requests waited beside an idle slot: half {:?}, 90 % {:?}, 99 % {:?}, all {:?}; {beyond} longer than {bound:?}; \
-         queued longer than two round trips of that moment and 20 ms: {queued:?}",
-        waits.len(),
-        at(500),
-        at(900),
-        at(990),
-        at(1000)
-    );
-    // In the simulation 26 of 782,791; here the machine may stop a process for a while.
-    assert!(queued.len() * 100 <= waits.len(), "{} of {} were queued for longer", queued.len(), waits.len());
-    // Those have the way to their workers before them. In the simulation fewer than one in a thousand; here the machine adds
-    // to what the proxies do.
-    assert!(beyond * 50 <= waits.len(), "{beyond} of {} waited longer than {bound:?}", waits.len());
-    assert!(at(1000) <= 5 * 2 * round_trip, "{:?}", at(1000));
+    Run { waits, queued, round_trip }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_are_not_queued_beside_an_idle_slot_for_longer_than_two_round_trips_and_20_ms() {
+    let _floor = floor::alone().await;
+    let slots: Vec<u32> = (0..20).map(|n| n % 4 + 1).collect();
+    let fleet = Fleet::start(3, &slots, ONE_WAY, SETTINGS).await;
+    let alone = Fleet::start(1, &[1], ONE_WAY, "").await;
+    // In the simulation 20 of 781,206 are: one in sixty runs as long as these may have one, and the machine may stop a
+    // process for a while. Three in a row may not.
+    for left in (0..3).rev() {
+        let Run { waits, queued, round_trip } = run(&fleet, alone.address(0)).await;
+        fleet.assert_never_over_committed();
+        let at = |per_mille: usize| Duration::from_micros(waits[(waits.len() - 1) * per_mille / 1000]);
+        let bound = 2 * round_trip + Duration::from_millis(20);
+        let beyond = waits.iter().filter(|wait| Duration::from_micros(**wait) > bound).count();
+        eprintln!(
+            "{} requests waited beside an idle slot: half {:?}, 90 % {:?}, 99 % {:?}, all {:?}; {beyond} longer than \
+             {bound:?}; queued longer than two round trips of that moment and 20 ms: {queued:?}",
+            waits.len(),
+            at(500),
+            at(900),
+            at(990),
+            at(1000)
+        );
+        assert!(
+            queued.len() * 100 <= waits.len(),
+            "{} of {} were queued for longer",
+            queued.len(),
+            waits.len()
+        );
+        // Those have the way to their workers before them. In the simulation fewer than one in a thousand; here the machine
+        // adds to what the proxies do.
+        assert!(beyond * 50 <= waits.len(), "{beyond} of {} waited longer than {bound:?}", waits.len());
+        assert!(at(1000) <= 5 * 2 * round_trip, "{:?}", at(1000));
+        if queued.is_empty() {
+            return;
+        }
+        assert!(left > 0, "no run without a request that was queued for longer");
+    }
 }
