@@ -75,12 +75,12 @@
 //! for 250 ms: a credit that comes to it and that nothing waits for it cedes at once, to the plea of the highest band,
 //! then of the oldest request. What it gets and needs no more it cedes likewise. For a request that has waited for 250
 //! ms it cedes credits of the worker by which the plea came first, since others may be out of reach where the plea came
-//! from. It cedes none where the worker does not name that relay among its `replicas`, and for one plea no more of a
-//! worker than all its slots: a slot that is ceded for a relay which left just then comes back. A relay pleads for each
-//! request that begins to wait, for [`MOST_PLEADED`] slots at most; a plea that brought nothing for 250 ms it renews,
-//! and that one stands for all that waits until all that it asked for has come: then the relay pleads for the rest, once
-//! again. When nothing waits any more it takes its pleas back. It does not act on a plea that came by a worker which does
-//! not serve the model.
+//! from. It cedes none where the worker does not name that relay among its `replicas`, and of what it has to spare at a
+//! worker no more for one plea than all slots: one that is ceded for a relay which left just then comes back. A relay
+//! pleads for each request that begins to wait, for [`MOST_PLEADED`] slots at most; a plea that brought nothing for 250
+//! ms it renews, and that one stands for all that waits until all that it asked for has come: then the relay pleads for
+//! the rest, once again. When nothing waits any more it takes its pleas back. It does not act on a plea that came by a
+//! worker which does not serve the model.
 //!
 //! An idle slot of any worker so reaches a queued request in four steps (`plea` twice, `cede`, `grant`): two round trips.
 //! Since each relay gives away its own credits, two that lack slots at the same time are not promised the same one.
@@ -90,7 +90,7 @@
 //! ms, and B, which has the only idle slot, gives it up at 40 ms. At 1 ms a request of A ends at another worker, so A
 //! serves at 21 ms what it pleaded for and takes its plea back, which B hears at 61 ms. A request comes to C at 2 ms, of
 //! which neither A nor B knows before 42 ms. The slot is at A at 80 ms and at C at 120 ms: C's request was queued for
-//! 118 ms beside an idle slot, where two round trips are 80 ms. Several such in a row take longer. Of 781,206 simulated
+//! 118 ms beside an idle slot, where two round trips are 80 ms. Several such in a row take longer. Of 781,174 simulated
 //! requests 20 were queued beside an idle slot for more than 100 ms, the longest for 112 ms. To have workers tell each
 //! relay of each request that ends at another, and to cap pleas by that, helps little or nothing: 18 of 782,781, the
 //! longest for 127 ms, at 1.8 messages more a request. Workers that knew, for nothing, what waited at each relay one way

@@ -74,8 +74,8 @@ struct Heard {
     each: Duration,
     number: u64,
     until: Instant,
-    /// What was given up for it, by worker. One that the other relay has lost gives the slot back to whoever gave it up:
-    /// more than all slots of a worker are not given up for one plea.
+    /// What was to spare here and was given up for it, by worker. One that the other relay has lost gives the slot back to
+    /// whoever gave it up: more than all slots of a worker are not given up so for one plea.
     ceded: BTreeMap<WorkerIx, u32>,
 }
 
@@ -164,6 +164,7 @@ impl Scheduler {
             && let Some(worker) = self.spare(plea, are_all, now)
         {
             self.give_up(worker, plea, now);
+            *plea.ceded.entry(worker).or_default() += 1;
             *ceded.entry(worker).or_default() += 1;
         }
         for (worker, n) in ceded {
@@ -177,7 +178,6 @@ impl Scheduler {
         plea.n -= self.workers[worker].recall(1);
         plea.next += plea.each;
         self.restate(worker);
-        *plea.ceded.entry(worker).or_default() += 1;
         self.pleading.given.entry((plea.relay.clone(), worker)).or_insert((0, now)).0 += 1;
     }
 

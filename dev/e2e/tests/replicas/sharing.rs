@@ -151,7 +151,7 @@ async fn requests_are_not_queued_beside_an_idle_slot_for_longer_than_two_round_t
     let slots: Vec<u32> = (0..20).map(|n| n % 4 + 1).collect();
     let fleet = Fleet::start(3, &slots, ONE_WAY, SETTINGS).await;
     let alone = Fleet::start(1, &[1], ONE_WAY, "").await;
-    // In the simulation 20 of 781,206 are: one in sixty runs as long as these may have one, and the machine may stop a
+    // In the simulation 20 of 781,174 are: one in sixty runs as long as these may have one, and the machine may stop a
     // process for a while. Three in a row may not.
     for left in (0..3).rev() {
         let Run { waits, queued, round_trip } = run(&fleet, alone.address(0)).await;

@@ -97,6 +97,17 @@ fn a_slot_that_comes_back_again_and_again_is_kept() {
 }
 
 #[test]
+fn a_slot_that_was_given_back_is_given_up_once_more_when_nothing_waits_for_it() {
+    let mut world = World::pleading([W1, W2]);
+    world.submit(request(1));
+    world.hear(W2, plea("b", 2, 700));
+    assert_eq!(use_of(&world.grant(W1, 1)), &cedes(W1, "b"));
+    assert_eq!(use_of(&world.grant(W1, 1)), &dispatch(1, W1));
+    world.finish(1);
+    assert_eq!(world.grant(W1, 1), [cedes(W1, "b")]);
+}
+
+#[test]
 fn a_slot_that_was_given_up_is_pleaded_for_again() {
     let mut world = World::pleading([W1, W2]);
     world.submit(request(1));
