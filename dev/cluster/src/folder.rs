@@ -118,6 +118,19 @@ pub fn remove(folder: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Returns whether a process runs that was started for a folder, by whomever.
+///
+/// # Errors
+/// When processes cannot be listed.
+pub fn runs(folder: &Path) -> Result<bool> {
+    let mark = format!("{MARK}={}", folder.display());
+    let processes = fs::read_dir("/proc").context("list the processes")?.flatten();
+    // One that has just ended has no environment.
+    let mut environments = processes.filter_map(|process| fs::read(process.path().join("environ")).ok());
+    Ok(environments
+        .any(|variables| variables.split(|&byte| byte == 0).any(|variable| variable == mark.as_bytes())))
+}
+
 /// Removes the temporary clusters whose owners and guards were both killed, and returns where they were.
 ///
 /// # Errors

@@ -55,7 +55,7 @@ pub use api::{Api, Patch};
 pub use cluster::{Cluster, ClusterOptions, load_image};
 pub use control_plane::{ControlPlane, Options};
 pub use fake_nodes::FakeNodes;
-pub use folder::{remove, sweep};
+pub use folder::{remove, runs, sweep};
 pub use namespace::Namespace;
 pub use node::Node;
 pub use oci::Image;

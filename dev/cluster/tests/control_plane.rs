@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use dev_cluster::{ControlPlane, Options, Patch, Tools, wait};
+use dev_cluster::{ControlPlane, Options, Patch, Tools, runs, wait};
 use serde_json::{Value, json};
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -28,18 +28,8 @@ fn config_map(name: &str) -> Value {
     json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": name }, "data": { "key": "value" } })
 }
 
-/// Returns whether a process names this folder in its environment, as all of a cluster do.
-fn alive(folder: &Path) -> bool {
-    let mark = format!("MODELRELAY_CLUSTER={}", folder.display());
-    let processes = fs::read_dir("/proc").unwrap().flatten();
-    let environments = processes.filter_map(|process| fs::read(process.path().join("environ")).ok());
-    environments
-        .into_iter()
-        .any(|environment| environment.split(|&byte| byte == 0).any(|variable| variable == mark.as_bytes()))
-}
-
 fn wait_gone(folder: &Path) {
-    wait::until("the cluster is gone", LIMIT, || Ok((!folder.exists() && !alive(folder)).then_some(())))
+    wait::until("the cluster is gone", LIMIT, || Ok((!folder.exists() && !runs(folder)?).then_some(())))
         .unwrap();
 }
 
@@ -163,10 +153,10 @@ fn a_restart_of_the_api_server_keeps_its_address_and_its_data() {
 fn nothing_is_left_of_a_dropped_control_plane() {
     let Some(plane) = bare() else { return };
     let folder = plane.folder().to_owned();
-    assert!(alive(&folder));
+    assert!(runs(&folder).unwrap());
     drop(plane);
     assert!(!folder.exists());
-    assert!(!alive(&folder));
+    assert!(!runs(&folder).unwrap());
 }
 
 #[test]
@@ -179,7 +169,7 @@ fn nothing_is_left_when_the_owner_is_killed() {
         .spawn()
         .unwrap();
     let folder = announced_folder(owner.stdout.take().unwrap());
-    assert!(alive(&folder));
+    assert!(runs(&folder).unwrap());
     owner.kill().unwrap();
     owner.wait().unwrap();
     wait_gone(&folder);
@@ -200,7 +190,7 @@ fn a_sweep_removes_what_an_owner_left_whose_guard_was_killed_too() {
     assert!(Command::new("kill").args(["-KILL", &guard]).status().unwrap().success());
     owner.kill().unwrap();
     owner.wait().unwrap();
-    assert!(alive(&folder));
+    assert!(runs(&folder).unwrap());
     assert!(dev_cluster::sweep().unwrap().contains(&folder));
     wait_gone(&folder);
 }
@@ -244,6 +234,6 @@ fn a_cluster_that_was_left_runs_on_until_it_is_removed() {
     let folder = plane.leave().unwrap();
     api.get("/api/v1/namespaces/default").unwrap();
     dev_cluster::remove(&folder).unwrap();
-    assert!(!alive(&folder));
+    assert!(!runs(&folder).unwrap());
     assert!(api.get("/api/v1/namespaces/default").is_err());
 }

@@ -5,11 +5,10 @@
 use std::fs;
 use std::io::Read as _;
 use std::os::unix::fs::symlink;
-use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use dev_cluster::{Tools, wait};
+use dev_cluster::{Tools, runs, wait};
 use rustix::process::{Pid, Signal, kill_process};
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -22,15 +21,6 @@ impl Drop for Running {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
-}
-
-/// Returns whether a process belongs to the cluster in this folder: each names it in its environment.
-fn runs(folder: &Path) -> bool {
-    let mark = format!("MODELRELAY_CLUSTER={}", folder.display());
-    let processes = fs::read_dir("/proc").unwrap().flatten();
-    let mut environments = processes.filter_map(|process| fs::read(process.path().join("environ")).ok());
-    environments
-        .any(|variables| variables.split(|&byte| byte == 0).any(|variable| variable == mark.as_bytes()))
 }
 
 #[test]
@@ -52,7 +42,7 @@ fn a_cluster_that_is_interrupted_while_it_starts_leaves_nothing() {
     let mut xtask = Running(command.spawn().unwrap());
     let log = folder.join("log/kube-apiserver.log");
     wait::until("the API server starts", LIMIT, || Ok(log.exists().then_some(()))).unwrap();
-    assert!(runs(&folder));
+    assert!(runs(&folder).unwrap());
     kill_process(Pid::from_child(&xtask.0), Signal::INT).unwrap();
     let status = wait::until("it ends", LIMIT, || Ok(xtask.0.try_wait()?)).unwrap();
 
@@ -60,5 +50,5 @@ fn a_cluster_that_is_interrupted_while_it_starts_leaves_nothing() {
     xtask.0.stderr.take().unwrap().read_to_string(&mut said).unwrap();
     assert_eq!(status.code(), Some(130), "{said}");
     assert!(said.ends_with("interrupted\n"), "{said}");
-    assert!(!runs(&folder) && !folder.exists(), "{said}");
+    assert!(!runs(&folder).unwrap() && !folder.exists(), "{said}");
 }
